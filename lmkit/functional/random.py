@@ -1,0 +1,125 @@
+"""Random numbers as pure functions of a key, so that a resumed run draws what the first one drew.
+
+A generator has a state, and a state has to be saved, restored and kept in step over workers and
+ranks. Here a draw depends only on integers such as (seed, epoch, row): nothing is saved, and no
+worker count, batch size or rank changes it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["mix", "permute", "uniform"]
+
+# The increment and multipliers of SplitMix64 (Steele, Lea and Flood 2014,
+# doi:10.1145/2660193.2660195).
+_GAMMA = 0x9E3779B97F4A7C15
+_FIRST = 0xBF58476D1CE4E5B9
+_SECOND = 0x94D049BB133111EB
+_WORD = (1 << 64) - 1
+_ROUNDS = 6
+
+
+def mix(*values: int) -> int:
+    """Hash integers into one of 63 bits, the same in every process and on every machine.
+
+    Args:
+        *values: integers of any size and sign; their order matters.
+
+    Returns:
+        An integer in `[0, 2**63)`: fit for `torch.manual_seed` and for an int64 tensor.
+
+    Example:
+        >>> mix(42, 0) != mix(42, 1) != mix(1, 42)
+        True
+    """
+    state = 0
+    for value in values:
+        state = _finalize((state + _GAMMA + (value & _WORD)) & _WORD)
+    return state >> 1
+
+
+def uniform(key: Tensor, n: int) -> Tensor:
+    """Draw `n` uniform numbers for each key.
+
+    Args:
+        key: int64, any shape `[...]`, e.g. one key per row made with `mix`.
+        n: how many numbers each key gets; the first `n` are the same whatever `n` is.
+
+    Returns:
+        float64 of shape `[..., n]` in `[0, 1)`, on the device of `key`.
+
+    Example:
+        >>> key = torch.tensor([3, 4])
+        >>> torch.equal(uniform(key, 5)[1], uniform(key[1], 8)[:5])
+        True
+    """
+    counter = torch.arange(1, n + 1, dtype=torch.int64, device=key.device) * _signed(_GAMMA)
+    bits = _finalize_tensor(_finalize_tensor(key).unsqueeze(-1) + counter)
+    return _shift(bits, 11).double() * 2.0**-53
+
+
+def permute(index: Tensor, n: int, seed: int) -> Tensor:
+    r"""Send each index to its place in a shuffled order of `range(n)`, in constant memory.
+
+    A balanced Feistel network over the smallest even number of bits that holds `n`, walked on
+    while it lands outside (Black and Rogaway 2002, doi:10.1007/3-540-45760-7_9): a bijection of
+    `range(n)` whose element can be had without the others, so that the order of a corpus of any
+    size costs nothing to store and a run can be resumed in its middle.
+
+    Args:
+        index: int64 of any shape, each in `[0, n)`.
+        n: size of the range, at least 1.
+        seed: picks the order; use `mix(seed, epoch)` for an order per epoch.
+
+    Returns:
+        int64 of the shape of `index`, each in `[0, n)`.
+
+    Raises:
+        ValueError: an index lies outside the range.
+
+    Example:
+        >>> sorted(permute(torch.arange(10), 10, seed=1).tolist()) == list(range(10))
+        True
+    """
+    if index.numel() and (int(index.min()) < 0 or int(index.max()) >= n):
+        low, high = int(index.min()), int(index.max())
+        raise ValueError(f"index must lie in [0, {n}), got values from {low} to {high}")
+    half = max(1, ((max(n, 2) - 1).bit_length() + 1) // 2)
+    keys = [mix(seed, n, turn) for turn in range(_ROUNDS)]
+    place = _feistel(index, half, keys)
+    outside = place >= n
+    while bool(outside.any()):
+        place[outside] = _feistel(place[outside], half, keys)
+        outside = place >= n
+    return place
+
+
+def _feistel(index: Tensor, half: int, keys: list[int]) -> Tensor:
+    mask = (1 << half) - 1
+    left, right = index >> half, index & mask
+    for key in keys:
+        left, right = right, left ^ (_finalize_tensor(right + key) & mask)
+    return (left << half) | right
+
+
+def _finalize(word: int) -> int:
+    word = ((word ^ (word >> 30)) * _FIRST) & _WORD
+    word = ((word ^ (word >> 27)) * _SECOND) & _WORD
+    return word ^ (word >> 31)
+
+
+def _finalize_tensor(word: Tensor) -> Tensor:
+    word = (word ^ _shift(word, 30)) * _signed(_FIRST)
+    word = (word ^ _shift(word, 27)) * _signed(_SECOND)
+    return word ^ _shift(word, 31)
+
+
+def _shift(word: Tensor, places: int) -> Tensor:
+    # torch shifts int64 arithmetically: the copies of the sign bit have to go.
+    return (word >> places) & ((1 << (64 - places)) - 1)
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >> 63 else word
