@@ -1,0 +1,76 @@
+"""`lmkit.load`: a checkpoint, an exported folder or a hub name back into a module."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from .modules import CausalLMModule, LMModule, MaskedLMModule
+from .tokenization import load_tokenizer
+
+__all__ = ["load"]
+
+# By the end of the architecture's name in a config.json.
+_HEADS: dict[str, type[LMModule]] = {
+    "ForMaskedLM": MaskedLMModule,
+    "ForCausalLM": CausalLMModule,
+    "LMHeadModel": CausalLMModule,
+}
+
+
+def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> LMModule:
+    """Load a module to use it or to train it on.
+
+    Args:
+        path: a checkpoint file, the folder of an export (or any folder that `save_pretrained`
+            wrote), or a hub name.
+        map_location: the device that the weights of a checkpoint go to, as in `torch.load`.
+
+    Returns:
+        The module with its network built and its tokenizer, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: the path is a file's and there is none.
+        ValueError: a checkpoint that is cut short, holds code or is not lmkit's; a folder or hub
+            name without a model, or with a head that no module has.
+
+    Example:
+        >>> load("nowhere.ckpt")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: there is no checkpoint at nowhere.ckpt
+    """
+    place = Path(path)
+    if place.is_file() or place.suffix == ".ckpt":
+        return LMModule.load_from_checkpoint(place, map_location=map_location).eval()
+    if place.is_dir() and not (place / "config.json").is_file():
+        raise ValueError(
+            f"the folder {place} holds no config.json; give an exported folder, or a checkpoint "
+            f"in it{_checkpoints_in(place)}"
+        )
+    try:
+        config = AutoConfig.from_pretrained(str(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{str(path)!r} is neither a checkpoint, nor a folder, nor a model that the hub gives: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    architecture = (config.architectures or ["no architecture"])[0]
+    for ending, cls in _HEADS.items():
+        if architecture.endswith(ending):
+            module = cls(model=str(path))
+            module.tokenizer = load_tokenizer(str(path))
+            module.configure_model()
+            return module.eval()
+    raise ValueError(
+        f"{str(path)!r} is a {architecture}, for which there is no module; modules are there for "
+        f"{', '.join(_HEADS)}"
+    )
+
+
+def _checkpoints_in(folder: Path) -> str:
+    found = sorted(folder.rglob("*.ckpt"))[:3]
+    return f": {', '.join(map(str, found))}" if found else ""

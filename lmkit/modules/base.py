@@ -1,0 +1,315 @@
+"""The base of every task module: network, ledger of structure, objective, optimizer, checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import partial
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import Metric
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+from ..surgery import to_spec
+from ..types import Batch, Objective, ObjectiveWrapper, StepOutput, Surgery
+from .checkpoint import read_entry, standalone_arguments, write_entry
+from .checkpoint_io import AtomicCheckpointIO
+from .checks import LossGuard, check_state
+from .item_mean import ItemMean
+from .network import build_network, check_fit, fingerprint
+from .optimizer import (
+    build_optimizer,
+    build_schedule,
+    check_groups,
+    clip_gradients,
+    parameter_groups,
+    planned_steps,
+)
+from .resume import restore_gradients, seed_batch
+from .token_metrics import TokenMean
+
+__all__ = ["LMModule"]
+
+
+class LMModule(LightningModule):
+    """A Hugging Face network with one objective; the base of every task module.
+
+    A subclass names its head in `auto_class` and computes its loss in `step`; `prepare` may add to
+    the batch what is computed once. What other parts use: `network`, `tokenizer`,
+    `objective_wrappers`, `operate` and `ledger`.
+
+    The gradient of a step is that of the mean over *all* items of the step, whatever their split
+    over batches of an accumulation window and over ranks.
+
+    Args:
+        model: a hub name, a folder, or a config as a dictionary with a `model_type`, from which a
+            network is made from scratch. Its vocabulary is the tokenizer's unless it says.
+        pretrained: whether a hub name or folder brings its weights, or only its config.
+        learning_rate: the peak of the schedule.
+        weight_decay: of weight matrices; biases and normalizations have none.
+        warmup: optimizer steps (int) or share of the run (float below 1) of the linear warm-up.
+        schedule: `"linear"`, `"cosine"` or `"constant"` after the warm-up.
+        optimizer: `{"class_path": ..., "init_args": {...}}` in place of AdamW.
+
+    Raises:
+        TypeError: an argument is not plain data, which a checkpoint could not hold.
+    """
+
+    auto_class: ClassVar[type[_BaseAutoModelClass]]
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    #: Wrapped around `step` in order: with callbacks `[A, B]` the objective is `B(A(step))`.
+    objective_wrappers: list[ObjectiveWrapper]
+
+    def __init__(
+        self,
+        model: str | dict[str, Any],
+        pretrained: bool = True,
+        learning_rate: float = 5e-5,
+        weight_decay: float = 0.01,
+        warmup: int | float = 0.06,
+        schedule: str = "linear",
+        optimizer: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        for name, value in self.hparams.items():
+            try:
+                json.dumps(value)
+            except TypeError as error:
+                raise TypeError(
+                    f"{name} must be plain data (numbers, strings, lists, dictionaries), so that "
+                    f"a checkpoint can hold it; got {value!r}"
+                ) from error
+        self.tokenizer = None
+        self.objective_wrappers = []
+        self._ledger: list[dict[str, Any]] = []
+        self.base: dict[str, Any] = {"name": model if isinstance(model, str) else None}
+        self.seed: int | None = None
+        self._prepared: tuple[tuple[int, int], Batch] | None = None
+        #: Gradients of an interrupted accumulation window, until the fit takes them up.
+        self.pending: dict[str, Any] = {}
+        self.item_mean = ItemMean()
+        self._guard = LossGuard()
+        self.metrics = nn.ModuleDict(
+            {f"{stage}_metrics": nn.ModuleDict(self.build_metrics()) for stage in ("val", "test")}
+        )
+
+    # ---- to be said by a task ------------------------------------------------------------
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Compute the loss of one batch; pure but for dropout."""
+        raise NotImplementedError(f"{type(self).__name__} must define step(batch)")
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Add to a batch what the objective needs and is computed only once a batch."""
+        return batch
+
+    def build_metrics(self) -> dict[str, Metric]:
+        """Make the metrics of an evaluation by name; each is logged as `val/<name>`."""
+        return {"loss": TokenMean()}
+
+    def update_metrics(
+        self, metrics: Mapping[str, Metric], output: StepOutput, batch: Batch
+    ) -> None:
+        """Give the metrics of `build_metrics` the result of one batch."""
+        metrics["loss"].update(output.loss, output.items)
+
+    # ---- structure -----------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Build the network; when it is built, do nothing."""
+        if getattr(self, "network", None) is not None:
+            return
+        datamodule = self._trainer and getattr(self._trainer, "datamodule", None)
+        if self.tokenizer is None:
+            self.tokenizer = getattr(datamodule, "tokenizer", None)
+        network, loaded = build_network(
+            self.auto_class, self.hparams["model"], self.hparams["pretrained"], self.tokenizer
+        )
+        self.network = network
+        if loaded:
+            self.base["fingerprint"] = fingerprint(network, loaded)
+
+    @property
+    def ledger(self) -> list[dict[str, Any]]:
+        """Every surgery done so far, in order, as plain data."""
+        return deepcopy(self._ledger)
+
+    def operate(self, surgery: Surgery) -> None:
+        """Change the structure: the only door. To be called in `Callback.setup` or before a fit.
+
+        The network is built first; a surgery that the ledger holds already is not done again.
+        """
+        self.configure_model()
+        spec = to_spec(surgery)
+        if spec in self._ledger:
+            return
+        surgery(self.network)
+        self._ledger.append(spec)
+        self.network.train()
+
+    # ---- the loop ------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Check that the data fit the network, and see to it that checkpoints are written whole."""
+        self.configure_model()
+        datamodule = getattr(self.trainer, "datamodule", None)
+        tokenizer = getattr(datamodule, "tokenizer", None)
+        check_fit(self.network, tokenizer, getattr(datamodule, "max_length", None))
+        self.tokenizer = tokenizer or self.tokenizer
+        strategy = self.trainer.strategy
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:
+            strategy.checkpoint_io = AtomicCheckpointIO()
+
+    def on_fit_start(self) -> None:
+        """Check that each trainable parameter is in exactly one group of the optimizer."""
+        check_groups(self, self.trainer.optimizers)
+
+    def on_train_start(self) -> None:
+        """Take up the seed, and what an interrupted accumulation window had gathered."""
+        if self.seed is None:
+            seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
+            self.seed = int(self.trainer.strategy.broadcast(seed))
+        if self.pending:
+            restore_gradients(self, self.pending["gradients"])
+            self.item_mean.window = self.pending["window"].to(self.device)
+            self.pending = {}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed the dropout of this step."""
+        seed_batch(cast(int, self.seed), self.trainer, batch_idx)
+
+    def objective(self, batch: Batch) -> StepOutput:
+        """Run `step` inside all `objective_wrappers` on a prepared batch."""
+        run: Objective = self.step
+        for wrap in self.objective_wrappers:
+            run = partial(wrap, run)
+        return run(batch)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss to be differentiated; asked for the same batch again, prepare it once."""
+        key = (self.trainer.current_epoch, batch_idx)
+        again = self._prepared is not None and self._prepared[0] == key
+        if not again:
+            self._guard.check_due(self)
+            self._prepared = (key, self.prepare(batch))
+        output = self.objective(cast(tuple[tuple[int, int], Batch], self._prepared)[1])
+        if not again:
+            self._guard.watch(self, output.loss, batch.get("index"), batch_idx)
+            self.log("train/loss", output.loss.detach(), prog_bar=True, batch_size=1)
+            for name, value in output.logs.items():
+                self.log(name if "/" in name else f"train/{name}", value.detach(), batch_size=1)
+        return self.item_mean.scale(output, self.trainer, again)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Divide what an accumulation window has summed by its number of items."""
+        self.item_mean.close(optimizer, self.trainer)
+
+    def on_train_end(self) -> None:
+        """Check the last losses."""
+        self._guard.check(self)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update and log the validation metrics."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update and log the test metrics."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: Batch, stage: str) -> None:
+        batch = self.prepare(batch)
+        output = self.step(batch)
+        metrics = cast(Mapping[str, Metric], self.metrics[f"{stage}_metrics"])
+        self.update_metrics(metrics, output, batch)
+        for name, metric in metrics.items():
+            self.log(f"{stage}/{name}", metric, prog_bar=name == "loss", batch_size=1)
+
+    # ---- optimizer -----------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer over everything trainable, and its schedule per step."""
+        groups = parameter_groups(self, self.hparams["weight_decay"])
+        rate = self.hparams["learning_rate"]
+        optimizer = build_optimizer(groups, rate, self.hparams["optimizer"])
+        scheduler = build_schedule(
+            optimizer, self.hparams["schedule"], self.hparams["warmup"], planned_steps(self.trainer)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "learning_rate"},
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients, under a fused optimizer in bf16 too."""
+        clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    # ---- checkpoint ----------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what a checkpoint needs to be loaded alone, and to be resumed exactly."""
+        self._guard.check(self)
+        write_entry(self, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Replay the ledger before the weights come; refuse another base or structure."""
+        read_entry(self, checkpoint)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights, strictly in what is trainable: only frozen weights may be missing.
+
+        Raises:
+            ValueError: weights are missing, unknown or of another shape; names some.
+        """
+        if strict:
+            check_state(self, state_dict)
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = "cpu",
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a checkpoint alone: its class, structure, tokenizer and weights are all in it.
+
+        The base that it started from is not needed, unless the checkpoint left frozen weights out.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is cut short, holds code, or is of another class.
+        """
+        owner, standalone, said = standalone_arguments(cls, checkpoint_path)
+        if "model" in kwargs:
+            standalone, said = {}, {}
+        module = super(LMModule, owner).load_from_checkpoint(
+            checkpoint_path,
+            map_location,
+            hparams_file,
+            strict,
+            weights_only,
+            **standalone,
+            **kwargs,
+        )
+        module.hparams.update(said)
+        return cast(Self, module)

@@ -1,0 +1,88 @@
+"""What a module adds to a checkpoint so that it loads alone, and resumes exactly."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ..surgery import from_spec
+from ..tokenization import tokenizer_from_files, tokenizer_to_files
+from .checkpoint_io import read_checkpoint
+from .checks import check_same
+from .resume import pending_gradients, rewind_unfinished
+
+if TYPE_CHECKING:
+    from .base import LMModule
+
+__all__ = ["read_entry", "standalone_arguments", "write_entry"]
+
+
+def write_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
+    """Write the entry `lmkit` of a checkpoint: plain data and tensors only.
+
+    It holds the class, the network's config, name and fingerprint of the base, the ledger, the
+    tokenizer's files, the seed, and the gradients of an accumulation window that is not full.
+    """
+    trainer = module.trainer
+    unfinished = rewind_unfinished(checkpoint, trainer.accumulate_grad_batches)
+    gradients = {} if unfinished else pending_gradients(trainer, module)
+    window = trainer.strategy.reduce(module.item_mean.window.clone(), reduce_op="mean")
+    checkpoint["lmkit"] = {
+        "class": f"{type(module).__module__}:{type(module).__qualname__}",
+        "config": json.loads(module.network.config.to_json_string(use_diff=False)),
+        "base": dict(module.base),
+        "weights": sum(key.startswith("network.") for key in module.state_dict()),
+        "ledger": module.ledger,
+        "tokenizer": tokenizer_to_files(module.tokenizer) if module.tokenizer else None,
+        "seed": module.seed,
+        "pending": {"gradients": gradients, "window": window.cpu()} if gradients else {},
+    }
+
+
+def read_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
+    """Replay the ledger of a checkpoint, and take over what else `write_entry` wrote.
+
+    Raises:
+        ValueError: it is of another class, base or structure.
+    """
+    saved = check_same(module, checkpoint)
+    module.configure_model()
+    done = module.ledger
+    if saved["ledger"][: len(done)] != done:
+        raise ValueError(
+            f"the checkpoint's structure is {saved['ledger']}, this run's {done}; give the "
+            "callbacks the arguments they had, or start anew from an export"
+        )
+    for spec in saved["ledger"][len(done) :]:
+        module.operate(from_spec(spec))
+    if module.tokenizer is None and saved["tokenizer"]:
+        module.tokenizer = tokenizer_from_files(saved["tokenizer"])
+    module.base = dict(saved["base"])
+    module.seed = saved["seed"]
+    module.pending = saved["pending"]
+
+
+def standalone_arguments(
+    cls: type[LMModule], path: Any
+) -> tuple[type[LMModule], dict[str, Any], dict[str, Any]]:
+    """Find how to build the module of a checkpoint without the base that it started from.
+
+    Args:
+        cls: the checkpoint's class must be this or derive from it.
+        path: of the checkpoint.
+
+    Returns:
+        The class; the arguments that stand for the base, none if the checkpoint leaves weights of
+        it out; and the same arguments as the user had given them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is cut short, holds code, or is of another class.
+    """
+    checkpoint = read_checkpoint(path, mmap=True)
+    saved = check_same(cls, checkpoint)
+    weights = sum(key.startswith("network.") for key in checkpoint["state_dict"])
+    if weights < saved["weights"]:
+        return saved["owner"], {}, {}
+    standalone = {"model": saved["config"], "pretrained": False}
+    return saved["owner"], standalone, {k: checkpoint["hyper_parameters"][k] for k in standalone}

@@ -1,0 +1,133 @@
+"""What a module refuses: a loss that is no number, and a checkpoint of something else."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .base import LMModule
+
+__all__ = ["LossGuard", "check_same", "check_state"]
+
+
+class LossGuard:
+    """Stops a fit at the first loss that is NaN or infinite, before a checkpoint can hold it.
+
+    On a CPU each loss is looked at before it is differentiated. On an accelerator, where a look
+    waits for all that is queued, they are looked at together on the Trainer's logging stride and
+    before each checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._losses: list[tuple[Tensor, Tensor | None, int, int]] = []
+
+    def watch(
+        self, module: LightningModule, loss: Tensor, index: Tensor | None, batch_idx: int
+    ) -> None:
+        """Remember the loss of one batch and the rows (int64 `[B]`) it came from."""
+        self._losses.append((loss.detach(), index, module.current_epoch, batch_idx))
+        if loss.device.type == "cpu":
+            self.check(module)
+
+    def check_due(self, module: LightningModule) -> None:
+        """Check on the logging stride."""
+        if len(self._losses) >= module.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            self.check(module)
+
+    def check(self, module: LightningModule) -> None:
+        """Check all that was remembered.
+
+        Raises:
+            FloatingPointError: a loss is not finite; names the step and the rows of the batch.
+        """
+        losses, self._losses = self._losses, []
+        for loss, index, epoch, batch_idx in losses:
+            value = loss.item()
+            if not math.isfinite(value):
+                rows = "" if index is None else f", rows {index.tolist()}"
+                raise FloatingPointError(
+                    f"the loss is {value} at step {module.global_step} (epoch {epoch}, batch "
+                    f"{batch_idx}{rows}). The last checkpoint is from before it; lower the "
+                    "learning_rate, set gradient_clip_val=1.0, or look at these rows"
+                )
+
+
+def check_same(module: LMModule | type[LMModule], checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Check that a checkpoint is one of this module's, and return its own entry.
+
+    Args:
+        module: the module that shall take it, or a class that the checkpoint's has to derive from.
+        checkpoint: as it was read.
+
+    Returns:
+        The entry `lmkit` of the checkpoint with the class of its module as `owner`.
+
+    Raises:
+        ValueError: it is no checkpoint of lmkit, of another class, or of another base.
+    """
+    if "lmkit" not in checkpoint or "state_dict" not in checkpoint:
+        raise ValueError(
+            "this is no checkpoint of an lmkit module; weights from elsewhere come in as "
+            "model='folder or hub name'"
+        )
+    saved = checkpoint["lmkit"]
+    owner = _owner(saved["class"])
+    cls = module if isinstance(module, type) else type(module)
+    if not issubclass(owner, cls):
+        raise ValueError(f"the checkpoint is of a {owner.__name__}, and this is a {cls.__name__}")
+    if not isinstance(module, type):
+        ours, theirs = module.base.get("fingerprint"), saved["base"].get("fingerprint")
+        if ours and theirs and ours != theirs:
+            raise ValueError(
+                f"the checkpoint started from the base {saved['base']['name']!r} with the weights "
+                f"{theirs}, and this run from {module.base['name']!r} with {ours}; give the same "
+                "model, or load the checkpoint alone with lmkit.load"
+            )
+    return {**saved, "owner": owner}
+
+
+def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Check that a state dict has every trainable weight, nothing unknown, and the right shapes.
+
+    Raises:
+        ValueError: it has not; names the first few.
+    """
+    own = module.state_dict()
+    frozen = {
+        name
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if not parameter.requires_grad
+    }
+    faults = [f"{key} is missing" for key in own if key not in state and key not in frozen]
+    faults += [f"{key} is unknown" for key in state if key not in own]
+    faults += [
+        f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ValueError(
+            f"the checkpoint is of another structure: {'; '.join(faults[:5])}{more}. Give the "
+            "model and callbacks it was made with, or load it alone with lmkit.load"
+        )
+
+
+def _owner(path: str) -> type[LightningModule]:
+    module_name, _, name = path.partition(":")
+    if module_name.startswith("lmkit."):
+        importlib.import_module(module_name)
+    # A class from elsewhere counts only where it is imported: a checkpoint must not import code.
+    owner = getattr(sys.modules.get(module_name), name, None)
+    if not (isinstance(owner, type) and issubclass(owner, LightningModule)):
+        raise ValueError(
+            f"the checkpoint is of the class {name!r} of {module_name!r}; import that module first"
+        )
+    return owner

@@ -1,0 +1,59 @@
+"""The mean over all items of an optimizer step, however they fall into batches and ranks."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..types import StepOutput
+
+__all__ = ["ItemMean"]
+
+# The unit of the loss inside an accumulation window: large enough that a batch's loss keeps its
+# usual magnitude, so that the loss scaling of float16 is not disturbed.
+_UNIT = 256.0
+
+
+class ItemMean:
+    """Scales batches so that a step's gradient is that of the mean over all its items.
+
+    Lightning averages over the batches of an accumulation window and over ranks, so that a token
+    in a batch with few tokens weighs more than one in a batch with many. Here, over one batch per
+    step the loss is scaled by its share of the items of all ranks; over a window the gradients are
+    sums, and divided by the number of items when the window is full.
+    """
+
+    def __init__(self) -> None:
+        self.window = torch.zeros(())
+
+    def scale(self, output: StepOutput, trainer: Trainer, again: bool) -> Tensor:
+        """Return the loss to differentiate.
+
+        Args:
+            output: of the objective.
+            trainer: knows ranks and window.
+            again: whether this batch's items were counted before (a technique's extra pass).
+        """
+        items = output.items.detach().to(output.loss)
+        if trainer.accumulate_grad_batches > 1:
+            if not again:
+                self.window = self.window.to(items) + items
+            return output.loss * (items / _UNIT)
+        if trainer.world_size == 1:
+            return output.loss
+        total = trainer.strategy.reduce(items.clone(), reduce_op="sum")
+        return output.loss * (items * trainer.world_size / total.clamp(min=1))
+
+    def close(self, optimizer: Optimizer, trainer: Trainer) -> None:
+        """Divide the gradients of a full window by its number of items."""
+        batches = trainer.accumulate_grad_batches
+        if batches == 1:
+            return
+        total = trainer.strategy.reduce(self.window.clone(), reduce_op="sum").clamp(min=1)
+        factor = _UNIT * batches * trainer.world_size / total
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        torch._foreach_mul_(gradients, factor)
+        self.window = torch.zeros_like(self.window)

@@ -1,0 +1,160 @@
+"""Masked language modelling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from transformers import AutoModelForMaskedLM
+
+from ..functional import token_cross_entropy
+from ..tokenization import require_mask_token
+from ..types import IGNORE_INDEX, Batch, StepOutput
+from .base import LMModule
+from .token_metrics import language_metrics, update_language_metrics
+
+__all__ = ["MaskedLMModule"]
+
+
+class MaskedLMModule(LMModule):
+    r"""Predict the tokens that were masked (BERT, arXiv:1810.04805).
+
+    $\mathcal{L} = -\frac{1}{|M|} \sum_{i \in M} \log p_\theta(x_i \mid \tilde x)$, where $M$ are
+    the chosen positions and $\tilde x$ is the corrupted text. Which those are is the data
+    module's; see `lmkit.datamodules.MaskedLMDataModule`.
+
+    Logs `train/loss`, and of the validation `val/loss`, `val/perplexity` (the pseudo-perplexity at
+    the masked positions) and `val/accuracy`, each weighted by tokens.
+
+    Args:
+        model: hub name, folder, or config with a `model_type`: any architecture with a masked
+            language-model head (BERT, RoBERTa, DistilBERT, an ELECTRA generator, ModernBERT ...).
+        pretrained: whether a name or folder brings its weights. Those it lacks, such as the head
+            of an encoder, are drawn at random.
+        learning_rate: the peak of the schedule.
+        weight_decay: of weight matrices; biases and normalizations have none.
+        warmup: optimizer steps (int) or share of the run (float below 1).
+        schedule: `"linear"`, `"cosine"` or `"constant"` after the warm-up.
+        optimizer: `{"class_path": ..., "init_args": {...}}` in place of AdamW.
+        fill_count: how many fillings `predict` returns for each mask.
+
+    Example:
+        >>> module = MaskedLMModule({"model_type": "bert", "vocab_size": 99, "hidden_size": 8,
+        ...     "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8})
+        >>> module.configure_model()
+        >>> ids = torch.tensor([[2, 7, 4, 3]])
+        >>> batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids),
+        ...     "labels": torch.tensor([[-100, -100, 9, -100]])}
+        >>> module.step(batch).items.item()
+        1
+    """
+
+    auto_class = AutoModelForMaskedLM
+
+    def __init__(
+        self,
+        model: str | dict[str, Any],
+        pretrained: bool = True,
+        learning_rate: float = 5e-4,
+        weight_decay: float = 0.01,
+        warmup: int | float = 0.06,
+        schedule: str = "linear",
+        optimizer: dict[str, Any] | None = None,
+        fill_count: int = 5,
+    ) -> None:
+        super().__init__(
+            model, pretrained, learning_rate, weight_decay, warmup, schedule, optimizer
+        )
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Compute the loss at the labelled positions.
+
+        Args:
+            batch: `input_ids`, `attention_mask` and `labels`, each int64 `[B, L]`.
+
+        Returns:
+            Loss, number of labelled tokens, and logits `[B, L, V]`.
+        """
+        logits = self.network(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        ).logits
+        loss, count = token_cross_entropy(logits, batch["labels"])
+        return StepOutput(loss, count, logits)
+
+    def build_metrics(self) -> dict[str, Metric]:
+        """Make loss, perplexity and accuracy."""
+        return language_metrics()
+
+    def update_metrics(
+        self, metrics: Mapping[str, Metric], output: StepOutput, batch: Batch
+    ) -> None:
+        """Give the metrics the result of one batch."""
+        assert output.logits is not None
+        update_language_metrics(metrics, output, output.logits, batch["labels"])
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """Fill the mask tokens of each text.
+
+        Returns:
+            For each row its `text` and `fills`: a list per mask token, in order, of `token` and
+            `probability`, most probable first.
+        """
+        assert self.tokenizer is not None
+        mask_id = require_mask_token(self.tokenizer)
+        probabilities, tokens = self._fill(batch, self.hparams["fill_count"])
+        rows = []
+        for row, ids in enumerate(batch["input_ids"]):
+            real = ids[batch["attention_mask"][row].bool()]
+            fills = [
+                [
+                    {"token": str(self.tokenizer.decode(int(t))).strip(), "probability": float(p)}
+                    for p, t in zip(probabilities[row, i], tokens[row, i], strict=True)
+                ]
+                for i in (ids == mask_id).nonzero().flatten().tolist()
+            ]
+            rows.append({"text": self._text(real), "fills": fills})
+        return rows
+
+    @torch.no_grad()
+    def sample(self, batch: Batch, rows: int) -> list[dict[str, Any]]:
+        """Show what the network makes of the first rows of a batch with labels.
+
+        Returns:
+            For each row the `masked` text, the text with the `filled` masks, and the `original`.
+        """
+        head = {name: tensor[:rows] for name, tensor in batch.items()}
+        _, tokens = self._fill(head, 1)
+        shown = []
+        for row, ids in enumerate(head["input_ids"]):
+            real = head["attention_mask"][row].bool()
+            chosen = head["labels"][row] != IGNORE_INDEX
+            filled = torch.where(chosen, tokens[row, :, 0], ids)
+            original = torch.where(chosen, head["labels"][row], ids)
+            shown.append(
+                {
+                    "masked": self._text(ids[real]),
+                    "filled": self._text(filled[real]),
+                    "original": self._text(original[real]),
+                }
+            )
+        return shown
+
+    def _fill(self, batch: Batch, count: int) -> tuple[Tensor, Tensor]:
+        mode = self.network.training
+        self.network.train(False)
+        logits = self.network(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        ).logits
+        self.network.train(mode)
+        probabilities, tokens = logits.float().softmax(-1).topk(count)
+        return probabilities, tokens
+
+    def _text(self, ids: Tensor) -> str:
+        assert self.tokenizer is not None
+        text = str(self.tokenizer.decode(ids.tolist()))
+        for token in (self.tokenizer.cls_token, self.tokenizer.sep_token):
+            text = text.replace(token or "\0", " ")
+        return " ".join(text.split())

@@ -1,0 +1,203 @@
+"""From a hub name, a folder or a plain config to a Hugging Face network in train mode."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+__all__ = ["build_network", "check_fit", "fingerprint", "usable_positions"]
+
+# Facts of a config that come from the tokenizer when a network is made from scratch.
+_TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+
+
+def build_network(
+    auto_class: type[_BaseAutoModelClass],
+    model: str | Mapping[str, Any],
+    pretrained: bool = True,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> tuple[PreTrainedModel, set[str]]:
+    """Build a network with a head.
+
+    Args:
+        auto_class: gives the head, e.g. `transformers.AutoModelForMaskedLM`.
+        model: a hub name, a folder, or a config from scratch as a dictionary with a `model_type`.
+        pretrained: load weights (only for a name or folder) or draw them at random.
+        tokenizer: gives a config from scratch its `vocab_size` and special ids if it has none.
+
+    Returns:
+        The network in float32 and train mode, and the names of those weights that were loaded;
+        the others are random. Empty when nothing was loaded.
+
+    Raises:
+        ValueError: there is no such model, config key or head; names what there is.
+    """
+    config = _named_config(model) if isinstance(model, str) else _scratch_config(model, tokenizer)
+    if type(config) not in cast(Any, auto_class)._model_mapping:
+        raise ValueError(_no_head(auto_class, config))
+    if not (pretrained and isinstance(model, str)):
+        network = cast(Any, auto_class).from_config(config, dtype=torch.float32)
+        return network.train(), set()
+    # In float32 whatever the file holds: mixed precision is the Trainer's to choose.
+    network, loading = auto_class.from_pretrained(
+        model, config=config, dtype=torch.float32, output_loading_info=True
+    )
+    loaded = set(network.state_dict()) - set(loading["missing_keys"])
+    # transformers hands a loaded network over in eval mode, and Lightning keeps each mode.
+    return network.train(), loaded
+
+
+def check_fit(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None
+) -> None:
+    """Check that ids and positions of the data exist in the network.
+
+    Raises:
+        ValueError: the tokenizer has more tokens than the network, or the text more positions.
+    """
+    rows = cast(nn.Embedding, network.get_input_embeddings()).weight.shape[0]
+    if tokenizer is not None and len(tokenizer) > rows:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model embeddings for {rows}; use "
+            "the model's own tokenizer, or set the vocab_size of the model to the tokenizer's"
+        )
+    positions = usable_positions(network)
+    if max_length is not None and positions is not None and max_length > positions:
+        raise ValueError(
+            f"max_length is {max_length}, but {network.config.model_type} has {positions} "
+            f"positions; set max_length to at most {positions}, or give a model from scratch more "
+            "max_position_embeddings"
+        )
+
+
+def usable_positions(network: PreTrainedModel) -> int | None:
+    """Return the longest text that the network has positions for, `None` if it has no bound.
+
+    RoBERTa and its kin number positions from the padding id on, and lose as many.
+    """
+    positions = getattr(network.config, "max_position_embeddings", None)
+    if positions is None:
+        return None
+    for name, module in network.named_modules():
+        if (
+            isinstance(module, nn.Embedding)
+            and name.rsplit(".", 1)[-1] == "position_embeddings"
+            and module.padding_idx is not None
+        ):
+            return int(positions) - module.padding_idx - 1
+    return int(positions)
+
+
+def fingerprint(network: nn.Module, keys: Collection[str]) -> str:
+    """Hash the named weights: the same base gives the same hash, whatever was added since.
+
+    Of each tensor it takes the name, the shape and up to 4096 values at even distances, so that
+    a model of billions of weights takes seconds. Two models that differ by training differ
+    everywhere.
+
+    Args:
+        network: holds the weights.
+        keys: names of the weights in its state dict.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    state = network.state_dict()
+    for key in sorted(keys):
+        flat = state[key].detach().reshape(-1)
+        values = flat[:: max(1, flat.numel() // 4096)][:4096].to("cpu", torch.float32)
+        digest.update(f"{key} {tuple(state[key].shape)} ".encode())
+        digest.update(values.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _named_config(model: str) -> PretrainedConfig:
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"the folder {model} holds no config.json, so it is no model")
+    if not folder.is_dir() and (folder.is_absolute() or model.startswith((".", "~"))):
+        raise ValueError(f"there is no model folder at {model}")
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"the model {model!r} could not be loaded, neither as a folder nor from the hub: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    return config
+
+
+def _scratch_config(
+    model: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
+) -> PretrainedConfig:
+    settings = dict(model)
+    kind = settings.pop("model_type", None)
+    if kind not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING), n=3)
+        raise ValueError(
+            "a model from scratch needs a model_type that transformers knows, such as bert or "
+            f"gpt2; got {kind!r}" + (f", did you mean {' or '.join(near)}?" if near else "")
+        )
+    cls = CONFIG_MAPPING[kind]
+    known = {f.name for f in dataclasses.fields(cls)} | set(cls.attribute_map)
+    known |= {"attn_implementation", "_attn_implementation", "_name_or_path", "output_attentions"}
+    known |= _older_settings(cls)
+    for key in settings:
+        # A config that was once saved may carry keys of its maker's; one typed by hand may not.
+        if key not in known and "transformers_version" not in settings:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise ValueError(
+                f"{kind} has no setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    if tokenizer is not None:
+        settings.setdefault("vocab_size", len(tokenizer))
+        for name in _TOKEN_IDS:
+            if getattr(tokenizer, name, None) is not None:
+                settings.setdefault(name, getattr(tokenizer, name))
+    for name in _TOKEN_IDS:
+        # The defaults are ids of the architecture's own vocabulary, which another may not have.
+        default = getattr(cls, name, None)
+        if isinstance(default, int) and default >= settings.get("vocab_size", default + 1):
+            settings.setdefault(name, None)
+    config: PretrainedConfig = AutoConfig.for_model(kind, **settings)
+    return config
+
+
+def _older_settings(cls: type[PretrainedConfig]) -> set[str]:
+    """Names that a config still takes, e.g. `rope_theta`, though it stores them under another."""
+    sources = {inspect.getsource(inspect.getmodule(base) or base) for base in cls.__mro__[:-1]}
+    return set(re.findall(r"""kwargs\.(?:pop|get)\(\s*["'](\w+)["']""", "".join(sources)))
+
+
+def _no_head(auto_class: type[_BaseAutoModelClass], config: PretrainedConfig) -> str:
+    wanted = auto_class.__name__.removeprefix("AutoModelFor")
+    has = [
+        architecture
+        for architecture in (config.architectures or [])
+        if not architecture.endswith("Model")
+    ]
+    also = f" (its weights are those of a {', '.join(has)})" if has else ""
+    remedy = {
+        "MaskedLM": "take an encoder such as bert or roberta, or use CausalLMModule",
+        "CausalLM": "take a decoder such as gpt2 or llama, or use MaskedLMModule",
+    }.get(wanted, "take an architecture that has it")
+    return f"the architecture {config.model_type!r} has no {wanted} head{also}; {remedy}"

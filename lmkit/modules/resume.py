@@ -1,0 +1,79 @@
+"""What an exact resume needs beyond what Lightning saves: dropout, gradients, batches in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+
+from ..functional import mix
+
+__all__ = ["pending_gradients", "restore_gradients", "rewind_unfinished", "seed_batch"]
+
+
+def seed_batch(seed: int, trainer: Trainer, batch_idx: int) -> None:
+    """Make every random draw of a training step a function of (seed, epoch, batch, rank).
+
+    A checkpoint of Lightning holds no state of the generators, and restoring one would not do:
+    what draws between two steps (a validation, a loader) differs between a run and its resumption.
+    """
+    torch.manual_seed(mix(seed, trainer.current_epoch, batch_idx, trainer.global_rank))
+
+
+def pending_gradients(trainer: Trainer, module: nn.Module) -> dict[str, Tensor]:
+    """Return the gradients that an unfinished accumulation window has gathered, by name.
+
+    Under several ranks it is their mean, the same for each: the sum over the window that the
+    optimizer sees in the end is unchanged by it. Empty outside a window.
+    """
+    fitting = trainer.state.fn == TrainerFn.FITTING
+    if not (fitting and trainer.fit_loop.epoch_loop._should_accumulate()):
+        return {}
+    gradients = {}
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            gradient = parameter.grad.detach().clone()
+            gradients[name] = trainer.strategy.reduce(gradient, reduce_op="mean").cpu()
+    return gradients
+
+
+def restore_gradients(module: nn.Module, gradients: Mapping[str, Tensor]) -> None:
+    """Give the parameters the gradients of `pending_gradients` back."""
+    parameters = dict(module.named_parameters())
+    for name, gradient in gradients.items():
+        parameters[name].grad = gradient.to(parameters[name], copy=True)
+
+
+def rewind_unfinished(checkpoint: dict[str, Any], accumulate: int) -> bool:
+    """Set a checkpoint that was taken in the middle of a batch back to the last whole step.
+
+    An exception or Ctrl-C strikes while a batch is being computed: the loader has handed it over,
+    but the weights have not seen it, and of its accumulation window the gradients are incomplete.
+    So the window is to be done again from its first batch.
+
+    Args:
+        checkpoint: as Lightning dumped it; changed in place.
+        accumulate: batches per optimizer step.
+
+    Returns:
+        Whether a batch was in flight.
+    """
+    fit_loop = checkpoint["loops"]["fit_loop"]
+    progress = fit_loop["epoch_loop.batch_progress"]
+    current, total = progress["current"], progress["total"]
+    if current["ready"] == current["processed"]:
+        return False
+    undone = current["completed"] % accumulate
+    start = current["completed"] - undone
+    overall = total["completed"] - undone
+    for stage in ("ready", "started", "processed", "completed"):
+        current[stage], total[stage] = start, overall
+    progress["is_last_batch"] = False
+    for loader in fit_loop.get("state_dict", {}).get("combined_loader", []):
+        if isinstance(loader, dict) and "position" in loader:
+            loader["position"] = start
+    return True
