@@ -91,8 +91,6 @@ def _plain(module: LMModule) -> PreTrainedModel:
             f"{[spec['class_path'] for spec in module.ledger]}"
         )
     network: PreTrainedModel = copy.deepcopy(module.network).cpu().eval()
-    # What a run sets for its own sake is not a property of the model.
-    network.config.use_cache = type(network.config)().use_cache
     return network
 
 

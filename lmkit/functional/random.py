@@ -7,6 +7,8 @@ worker count, batch size or rank changes it.
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,6 +21,9 @@ _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
 _WORD = (1 << 64) - 1
 _ROUNDS = 6
+_ONE, _HALF = np.uint64(1), np.uint64(32)
+
+Words = npt.NDArray[np.uint64]
 
 
 def mix(*values: int) -> int:
@@ -63,13 +68,13 @@ def uniform(key: Tensor, n: int) -> Tensor:
 def permute(index: Tensor, n: int, seed: int) -> Tensor:
     r"""Send each index to its place in a shuffled order of `range(n)`, in constant memory.
 
-    A balanced Feistel network over the smallest even number of bits that holds `n`, walked on
-    while it lands outside (Black and Rogaway 2002, doi:10.1007/3-540-45760-7_9): a bijection of
+    A Feistel network over the smallest number of bits that holds `n`, walked on while it lands
+    outside (Black and Rogaway 2002, doi:10.1007/3-540-45760-7_9): a bijection of
     `range(n)` whose element can be had without the others, so that the order of a corpus of any
     size costs nothing to store and a run can be resumed in its middle.
 
     Args:
-        index: int64 of any shape, each in `[0, n)`.
+        index: int64 of any shape on the CPU, each in `[0, n)`.
         n: size of the range, at least 1.
         seed: picks the order; use `mix(seed, epoch)` for an order per epoch.
 
@@ -86,22 +91,26 @@ def permute(index: Tensor, n: int, seed: int) -> Tensor:
     if index.numel() and (int(index.min()) < 0 or int(index.max()) >= n):
         low, high = int(index.min()), int(index.max())
         raise ValueError(f"index must lie in [0, {n}), got values from {low} to {high}")
-    half = max(1, ((max(n, 2) - 1).bit_length() + 1) // 2)
-    keys = [mix(seed, n, turn) for turn in range(_ROUNDS)]
-    place = _feistel(index, half, keys)
+    bits = max(2, (n - 1).bit_length())
+    keys = [np.uint64(mix(seed, n, turn)) for turn in range(_ROUNDS)]
+    place = _feistel(index.numpy().astype(np.uint64), bits, keys)
     outside = place >= n
-    while bool(outside.any()):
-        place[outside] = _feistel(place[outside], half, keys)
+    while outside.any():
+        place[outside] = _feistel(place[outside], bits, keys)
         outside = place >= n
-    return place
+    return torch.from_numpy(place.astype(np.int64))
 
 
-def _feistel(index: Tensor, half: int, keys: list[int]) -> Tensor:
-    mask = (1 << half) - 1
-    left, right = index >> half, index & mask
+def _feistel(index: Words, bits: int, keys: list[np.uint64]) -> Words:
+    # In numpy, whose calls on a batch's few numbers take a fraction of torch's.
+    low, high = np.uint64(bits // 2), np.uint64(bits - bits // 2)
+    left, right = index >> high, index & ((_ONE << high) - _ONE)
     for key in keys:
-        left, right = right, left ^ (_finalize_tensor(right + key) & mask)
-    return (left << half) | right
+        word = (right + key) * np.uint64(_FIRST)
+        word = (word ^ (word >> _HALF)) * np.uint64(_SECOND)
+        left, right = right, left ^ ((word >> _HALF) & ((_ONE << low) - _ONE))
+        low, high = high, low
+    return (left << high) | right
 
 
 def _finalize(word: int) -> int:

