@@ -60,9 +60,9 @@ def mask_tokens(
         ([[2, 4, 4, 4, 3]], [[-100, 7, 8, 9, -100]])
     """
     check_shares(mask_rate, mask_share, random_share)
-    length = input_ids.shape[1]
-    draw = uniform(keys, 2 * length)
-    choose, pick = draw[:, :length], draw[:, length:]
+    # In turn, so that no draw depends on how far a row was padded.
+    draw = uniform(keys, 2 * input_ids.shape[1])
+    choose, pick = draw[:, 0::2], draw[:, 1::2]
     chosen = (choose < mask_rate) & maskable
     masked = chosen & (choose < mask_share * mask_rate)
     randomized = chosen & ~masked & (choose < (mask_share + random_share) * mask_rate)

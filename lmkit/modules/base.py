@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from copy import deepcopy
@@ -22,7 +21,7 @@ from ..surgery import to_spec
 from ..types import Batch, Objective, ObjectiveWrapper, StepOutput, Surgery
 from .checkpoint import read_entry, standalone_arguments, write_entry
 from .checkpoint_io import AtomicCheckpointIO
-from .checks import LossGuard, check_state
+from .checks import LossGuard, check_plain, check_state
 from .item_mean import ItemMean
 from .network import build_network, check_fit, fingerprint
 from .optimizer import (
@@ -81,22 +80,15 @@ class LMModule(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        for name, value in self.hparams.items():
-            try:
-                json.dumps(value)
-            except TypeError as error:
-                raise TypeError(
-                    f"{name} must be plain data (numbers, strings, lists, dictionaries), so that "
-                    f"a checkpoint can hold it; got {value!r}"
-                ) from error
+        check_plain(self.hparams)
         self.tokenizer = None
         self.objective_wrappers = []
         self._ledger: list[dict[str, Any]] = []
         self.base: dict[str, Any] = {"name": model if isinstance(model, str) else None}
         self.seed: int | None = None
-        self._prepared: tuple[tuple[int, int], Batch] | None = None
-        #: Gradients of an interrupted accumulation window, until the fit takes them up.
+        #: What a resumed fit is to take up: seed, and gradients of an unfinished window.
         self.pending: dict[str, Any] = {}
+        self._prepared: Batch | None = None
         self.item_mean = ItemMean()
         self._guard = LossGuard()
         self.metrics = nn.ModuleDict(
@@ -176,16 +168,17 @@ class LMModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Take up the seed, and what an interrupted accumulation window had gathered."""
-        if self.seed is None:
-            seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
-            self.seed = int(self.trainer.strategy.broadcast(seed))
-        if self.pending:
-            restore_gradients(self, self.pending["gradients"])
-            self.item_mean.window = self.pending["window"].to(self.device)
-            self.pending = {}
+        resumed, self.pending = self.pending, {}
+        seed = resumed.get("seed") or int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
+        self.seed = int(self.trainer.strategy.broadcast(seed))
+        self.item_mean, self._guard = ItemMean(), LossGuard()
+        if resumed.get("gradients"):
+            restore_gradients(self, resumed["gradients"])
+            self.item_mean.window = resumed["window"].to(self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the dropout of this step."""
+        self._prepared = None
         seed_batch(cast(int, self.seed), self.trainer, batch_idx)
 
     def objective(self, batch: Batch) -> StepOutput:
@@ -197,12 +190,11 @@ class LMModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss to be differentiated; asked for the same batch again, prepare it once."""
-        key = (self.trainer.current_epoch, batch_idx)
-        again = self._prepared is not None and self._prepared[0] == key
-        if not again:
+        again = self._prepared is not None
+        if self._prepared is None:
             self._guard.check_due(self)
-            self._prepared = (key, self.prepare(batch))
-        output = self.objective(cast(tuple[tuple[int, int], Batch], self._prepared)[1])
+            self._prepared = self.prepare(batch)
+        output = self.objective(self._prepared)
         if not again:
             self._guard.watch(self, output.loss, batch.get("index"), batch_idx)
             self.log("train/loss", output.loss.detach(), prog_bar=True, batch_size=1)
@@ -239,15 +231,12 @@ class LMModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """Build the optimizer over everything trainable, and its schedule per step."""
         groups = parameter_groups(self, self.hparams["weight_decay"])
-        rate = self.hparams["learning_rate"]
+        rate, total = self.hparams["learning_rate"], planned_steps(self.trainer)
         optimizer = build_optimizer(groups, rate, self.hparams["optimizer"])
-        scheduler = build_schedule(
-            optimizer, self.hparams["schedule"], self.hparams["warmup"], planned_steps(self.trainer)
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "learning_rate"},
-        }
+        schedule, warmup = self.hparams["schedule"], self.hparams["warmup"]
+        scheduler = build_schedule(optimizer, schedule, warmup, total)
+        stepwise = {"scheduler": scheduler, "interval": "step", "name": "learning_rate"}
+        return {"optimizer": optimizer, "lr_scheduler": stepwise}
 
     def configure_gradient_clipping(
         self,
@@ -277,8 +266,7 @@ class LMModule(LightningModule):
         Raises:
             ValueError: weights are missing, unknown or of another shape; names some.
         """
-        if strict:
-            check_state(self, state_dict)
+        check_state(self, state_dict, strict)
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     @classmethod
@@ -302,14 +290,8 @@ class LMModule(LightningModule):
         owner, standalone, said = standalone_arguments(cls, checkpoint_path)
         if "model" in kwargs:
             standalone, said = {}, {}
-        module = super(LMModule, owner).load_from_checkpoint(
-            checkpoint_path,
-            map_location,
-            hparams_file,
-            strict,
-            weights_only,
-            **standalone,
-            **kwargs,
-        )
+        how = {"strict": strict, "weights_only": weights_only, **standalone, **kwargs}
+        load = super(LMModule, owner).load_from_checkpoint
+        module = load(checkpoint_path, map_location, hparams_file, **how)
         module.hparams.update(said)
         return cast(Self, module)

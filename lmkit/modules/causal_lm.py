@@ -114,7 +114,8 @@ class CausalLMModule(LMModule):
             For each row its `prompt` and the generated `text`.
         """
         half = max(1, batch["input_ids"].shape[1] // 2)
-        head = {name: batch[name][:rows, :half] for name in ("input_ids", "attention_mask")}
+        names = ("input_ids", "attention_mask")
+        head = {name: batch[name][:rows, :half] for name in names}
         return self._continue(head, half, temperature=0.0)
 
     def _continue(
@@ -137,10 +138,11 @@ class CausalLMModule(LMModule):
         )
         self.network.train(mode)
         length = batch["input_ids"].shape[1]
+        fillers = batch["index"] < 0 if "index" in batch else torch.zeros(len(ids)).bool()
         return [
             {
                 "prompt": self.tokenizer.decode(row[:length], skip_special_tokens=True),
                 "text": self.tokenizer.decode(row[length:], skip_special_tokens=True),
             }
-            for row in ids
+            for row in ids[~fillers.to(ids.device)]
         ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.trainer.states import TrainerFn
+
 from ..surgery import from_spec
 from ..tokenization import tokenizer_from_files, tokenizer_to_files
 from .checkpoint_io import read_checkpoint
@@ -34,8 +36,7 @@ def write_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
         "weights": sum(key.startswith("network.") for key in module.state_dict()),
         "ledger": module.ledger,
         "tokenizer": tokenizer_to_files(module.tokenizer) if module.tokenizer else None,
-        "seed": module.seed,
-        "pending": {"gradients": gradients, "window": window.cpu()} if gradients else {},
+        "pending": {"seed": module.seed, "gradients": gradients, "window": window.cpu()},
     }
 
 
@@ -58,8 +59,9 @@ def read_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
     if module.tokenizer is None and saved["tokenizer"]:
         module.tokenizer = tokenizer_from_files(saved["tokenizer"])
     module.base = dict(saved["base"])
-    module.seed = saved["seed"]
-    module.pending = saved["pending"]
+    # To be taken up by a fit that goes on; a new one that starts from these weights does not.
+    if module._trainer is not None and module.trainer.state.fn == TrainerFn.FITTING:
+        module.pending = saved["pending"]
 
 
 def standalone_arguments(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from .base import LMModule
 
-__all__ = ["LossGuard", "check_same", "check_state"]
+__all__ = ["LossGuard", "check_plain", "check_same", "check_state"]
 
 
 class LossGuard:
@@ -59,6 +61,22 @@ class LossGuard:
                 )
 
 
+def check_plain(arguments: Mapping[str, Any]) -> None:
+    """Check that arguments are plain data, which a checkpoint can hold.
+
+    Raises:
+        TypeError: one is not.
+    """
+    for name, value in arguments.items():
+        try:
+            json.dumps(value)
+        except TypeError as error:
+            raise TypeError(
+                f"{name} must be plain data (numbers, strings, lists, dictionaries), so that a "
+                f"checkpoint can hold it; got {value!r}"
+            ) from error
+
+
 def check_same(module: LMModule | type[LMModule], checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Check that a checkpoint is one of this module's, and return its own entry.
 
@@ -93,19 +111,31 @@ def check_same(module: LMModule | type[LMModule], checkpoint: dict[str, Any]) ->
     return {**saved, "owner": owner}
 
 
-def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+def check_state(module: nn.Module, state: Mapping[str, Any], strict: bool) -> None:
     """Check that a state dict has every trainable weight, nothing unknown, and the right shapes.
 
     Raises:
-        ValueError: it has not; names the first few.
+        ValueError: it has not, and `strict` asks for it; names the first few.
     """
+    if not strict:
+        if getattr(module, "network", None) is None:
+            rank_zero_warn(
+                "the fit ran in processes of its own, and this one has no network to take the "
+                "weights; call configure_model() before the fit, or lmkit.load(checkpoint)"
+            )
+        return
     own = module.state_dict()
-    frozen = {
-        name
-        for name, parameter in module.named_parameters(remove_duplicate=False)
-        if not parameter.requires_grad
-    }
-    faults = [f"{key} is missing" for key in own if key not in state and key not in frozen]
+    aliases: dict[int, set[str]] = {}
+    missable: set[str] = set()
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        aliases.setdefault(id(parameter), set()).add(name)
+        if not parameter.requires_grad:
+            missable.add(name)
+    for names in aliases.values():
+        # Of tied weights one name is enough.
+        if not names.isdisjoint(state):
+            missable |= names
+    faults = [f"{key} is missing" for key in own if key not in state and key not in missable]
     faults += [f"{key} is unknown" for key in state if key not in own]
     faults += [
         f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"

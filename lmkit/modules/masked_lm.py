@@ -107,6 +107,8 @@ class MaskedLMModule(LMModule):
         probabilities, tokens = self._fill(batch, self.hparams["fill_count"])
         rows = []
         for row, ids in enumerate(batch["input_ids"]):
+            if "index" in batch and batch["index"][row] < 0:
+                continue  # a filler, so that each rank has as many rows
             real = ids[batch["attention_mask"][row].bool()]
             fills = [
                 [

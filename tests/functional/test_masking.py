@@ -85,6 +85,8 @@ def test_the_mask_of_a_row_depends_on_its_key_alone() -> None:
     some = torch.tensor([31, 4])
     part, part_labels = mask_tokens(ids[some], maskable[some], keys[some], **settings)
     assert torch.equal(part, whole[some]) and torch.equal(part_labels, labels[some])
+    short, short_labels = mask_tokens(ids[:, :40], maskable[:, :40], keys, **settings)
+    assert torch.equal(short, whole[:, :40]) and torch.equal(short_labels, labels[:, :40])
 
 
 def test_two_epochs_choose_independently() -> None:

@@ -217,6 +217,32 @@ def test_dropout_is_a_function_of_seed_epoch_and_batch() -> None:
     assert not set(draws(2)) & set(first)
 
 
+def test_a_second_fit_prepares_its_own_batches_and_takes_its_own_seed() -> None:
+    module, first, second = make(), Watch(), Watch()
+    seed_everything(1)
+    trainer(first, max_steps=1).fit(module, loader())
+    seed_everything(2)
+    seen: list[float] = []
+    module.objective_wrappers.append(
+        lambda objective, batch: (seen.append(float(batch["input_ids"].sum())), objective(batch))[1]
+    )
+    other = {name: tensor + 1 for name, tensor in next(iter(loader())).items()}
+    other["labels"] = other["labels"].clamp(max=98)
+    rows = [{name: tensor[i] % 99 for name, tensor in other.items()} for i in range(4)]
+    trainer(second, max_steps=1).fit(module, DataLoader(rows, 4))  # type: ignore[arg-type]
+    assert seen == [float(sum(int(row["input_ids"].sum()) for row in rows))]
+    assert first.draws != second.draws
+
+
+def test_a_loaded_module_starts_a_new_fit_with_its_own_seed(tmp_path: Path) -> None:
+    seed_everything(1)
+    path = saved(tmp_path, make())
+    seed_everything(2)
+    module = lmkit.load(path)
+    trainer(max_steps=1).fit(module, loader())
+    assert isinstance(module, LMModule) and module.seed == 2
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched() -> None:
     module = make(learning_rate=1e-3)
     module.configure_model()
