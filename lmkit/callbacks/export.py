@@ -1,0 +1,88 @@
+"""Exports the model at the end of a fit, ready to use without lmkit."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ..dashboard import is_dry_run, run_directory
+from ..exporting import export
+from ..modules import LMModule
+
+__all__ = ["ExportCallback"]
+
+
+class ExportCallback(Callback):
+    """Calls `lmkit.export` when a fit has ended.
+
+    A fit that was stopped by an error or by hand exports nothing. An earlier export in the same
+    folder is replaced. Only global rank 0 writes.
+
+    Args:
+        output: the folder; `<run>/export` by default.
+        format: `hf` for a Hugging Face folder, `onnx` for ONNX.
+        weights: `best` for the best checkpoint, if there is one, or `last` for the weights as
+            the training left them.
+
+    Raises:
+        ValueError: `format` or `weights` is none of these.
+        TypeError: at the start of a fit, the module is not lmkit's.
+        FileExistsError: at the start of a fit, `output` holds something other than an export.
+        ImportError: at the start of a fit, what ONNX needs is not installed.
+
+    Example:
+        >>> ExportCallback(format="onnx").weights
+        'best'
+    """
+
+    def __init__(
+        self,
+        output: str | None = None,
+        format: Literal["hf", "onnx"] = "hf",
+        weights: Literal["best", "last"] = "best",
+    ) -> None:
+        super().__init__()
+        if format not in ("hf", "onnx"):
+            raise ValueError(f"format must be 'hf' or 'onnx', got {format!r}")
+        if weights not in ("best", "last"):
+            raise ValueError(f"weights must be 'best' or 'last', got {weights!r}")
+        self.output = output
+        self.format = format
+        self.weights = weights
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out before hours of training whether the export can be written after them."""
+        if stage != "fit" or is_dry_run(trainer):
+            return
+        if not isinstance(pl_module, LMModule):
+            raise TypeError(
+                f"ExportCallback needs a module of lmkit, got {type(pl_module).__name__}; leave "
+                "the callback out"
+            )
+        output = self._folder(trainer)
+        is_export = any((output / name).is_file() for name in ("config.json", "model.onnx"))
+        if output.exists() and not is_export and any(output.iterdir()):
+            raise FileExistsError(
+                f"ExportCallback would replace {output}, which is no export; give another output"
+            )
+        missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if not find_spec(name)]
+        if self.format == "onnx" and missing:
+            raise ImportError(
+                f"ExportCallback(format='onnx') needs {', '.join(missing)}: "
+                "pip install 'lmkit[onnx]'"
+            )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export; the checkpoints are complete by now."""
+        if not trainer.is_global_zero or is_dry_run(trainer):
+            return
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        module = cast(LMModule, pl_module)
+        source = best if self.weights == "best" and best and Path(best).exists() else module
+        export(source, self._folder(trainer), format=self.format, overwrite=True)
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(self.output) if self.output else run_directory(trainer) / "export"

@@ -1,0 +1,281 @@
+"""The commands fit, validate, test and predict: LightningCLI with the defaults of a house."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Read by jsonargparse when it is imported: LightningCLI 2.6 calls what jsonargparse 5 will remove.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from . import callbacks, datamodules, modules
+from .__about__ import __version__
+from .cli_checkpoint import base_config, find_checkpoint, flags_of, reconcile, say
+from .cli_parser import Parser, plain_error
+from .dashboard import log_config, run_directory
+from .modules.checkpoint_io import read_checkpoint
+
+__all__ = ["LMCLI", "build"]
+
+#: Exit codes as a shell has them: 128 and the number of the signal.
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+
+#: By being imported these are known to the parser by their short names.
+PARTS = (callbacks, datamodules, modules, lightning_callbacks)
+
+# Said on every run and never of use to the one who reads it here.
+_NOISE = (
+    "LightningCLI's args parameter",
+    "Checkpoint directory .* exists and is not empty",
+    r"The '\w+_dataloader' does not have many workers",
+    r".*isinstance\(treespec, LeafSpec\)",
+    "Couldn't infer the batch indices",
+    "the fit ran in processes of its own",
+)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved config to `<run>/config.yaml` and shows it on every logger.
+
+    Other commands than `fit` write `config.<command>.yaml`, so that the run's own stays.
+    """
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write and show; Lightning calls this on global rank 0."""
+        text = self.parser.dump(self.config, skip_none=False)
+        command = TrainerFn(stage).value
+        name = "config.yaml" if command == "fit" else f"config.{command}.yaml"
+        path = run_directory(trainer) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        log_config(trainer, {"config": yaml.safe_load(text)})
+
+
+class LMCLI(LightningCLI):
+    """LightningCLI for lmkit's parts and any other LightningModule.
+
+    Beyond LightningCLI: a run has one folder, `trainer.default_root_dir`, with its checkpoints,
+    config, tables and CSV figures; `last` and `best` are found in it by a new process; settings
+    that a checkpoint overrides are named; nothing in a checkpoint is run.
+
+    Args:
+        args: the command and its options.
+        root: the run's folder where the config names none.
+    """
+
+    def __init__(self, args: list[str], root: str | None) -> None:
+        self._args = args
+        self._root = root
+        self._checkpoint: str | None = None
+        super().__init__(
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
+            seed_everything_default=42,
+            # Parameters would be taken before callbacks change the structure.
+            auto_configure_optimizers=False,
+            parser_class=Parser,
+            parser_kwargs={"prog": "lmkit", "allow_abbrev": False},
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the commands and what is no option: `weights_only` is always true here."""
+        return {name: skip | {"weights_only"} for name, skip in LightningCLI.subcommands().items()}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser whose saved configs name the version."""
+        return super().init_parser(dump_header=[f"lmkit {__version__}"], **kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the checkpoints' options."""
+        parser.add_lightning_class_args(callbacks.CheckpointCallback, "checkpoint")
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        parser: LightningArgumentParser = super()._prepare_subcommand_parser(
+            klass, subcommand, **kwargs
+        )
+        if subcommand == "predict":
+            # They go to a file; to keep them too would fill the memory.
+            parser.set_defaults({"return_predictions": False})
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        command = self.config.subcommand
+        settings = self.config[command]
+        if settings.trainer.default_root_dir is None:
+            word = self._root or f"runs/{_word(settings.model.class_path)}"
+            settings.trainer.default_root_dir = word
+        if not settings.ckpt_path:
+            return
+        resume = command == "fit"
+        found = find_checkpoint(str(settings.ckpt_path), _checkpoint_folders(settings), resume)
+        if found is None:
+            return
+        self._checkpoint = str(found)
+        if found.is_file():  # a sharded one is a folder, and an address is Lightning's to read
+            saved = read_checkpoint(found, mmap=True)
+            reconcile(settings.model, saved, flags_of(self._args), found, resume)
+
+    def instantiate_classes(self) -> None:
+        """Build module, data and Trainer; what a constructor refuses is said plainly."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            plain = plain_error(str(error))
+            if plain == str(error):
+                raise
+            raise ValueError(plain) from error
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        # LightningCLI's own hook for what is known only now. A barebones Trainer refuses all this.
+        if not config.get("barebones"):
+            given = config.get("callbacks") or []
+            given = given if isinstance(given, list) else [given]
+            config["callbacks"] = [*given, *self._more_callbacks(config, given)]
+            config["logger"] = self._loggers(config)
+        if config.get("enable_checkpointing") is False or config.get("barebones"):
+            callbacks = []
+        return super()._instantiate_trainer(config, callbacks)
+
+    def _more_callbacks(self, config: dict[str, Any], given: Sequence[Callback]) -> list[Callback]:
+        more: list[Callback] = []
+        if self.subcommand == "fit":
+            more.append(callbacks.ProvenanceCallback())
+        if self.subcommand == "predict":
+            more.append(callbacks.PredictionsCallback())
+        has_bar = any(isinstance(callback, lightning_callbacks.ProgressBar) for callback in given)
+        is_terminal = sys.stdout.isatty() and sys.stderr.isatty()
+        if not (is_terminal or has_bar or config.get("enable_progress_bar") is False):
+            # Rich, which Lightning prefers, prints nothing into a file until the end.
+            more.append(lightning_callbacks.TQDMProgressBar(refresh_rate=20))
+        return [new for new in more if not any(isinstance(old, type(new)) for old in given)]
+
+    def _loggers(self, config: dict[str, Any]) -> Any:
+        given = config.get("logger")
+        if given is False:
+            return False
+        loggers = [] if given in (None, True) else given if isinstance(given, list) else [given]
+        if not any(isinstance(logger, CSVLogger) for logger in loggers):
+            # Without a version each start gets the next one: CSVLogger deletes the figures that
+            # stand in its folder, and a resumed run must not lose those of its beginning.
+            name = "csv" if self.subcommand == "fit" else f"csv_{self.subcommand}"
+            root = config["default_root_dir"]
+            loggers = [*loggers, CSVLogger(root, name=name, flush_logs_every_n_steps=1)]
+        return loggers
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        # Called at the end of `__init__`; `start` does it, so that a wrong config and a failed run
+        # can be told apart.
+        pass
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return {**kwargs, "ckpt_path": self._checkpoint, "weights_only": True}
+
+    def start(self) -> int:
+        """Run the command.
+
+        Returns:
+            The exit code: 0, 130 after Ctrl-C, or 143 after a termination by the system.
+        """
+        try:
+            super()._run_subcommand(str(self.subcommand))
+        except SIGTERMException:
+            return TERMINATED
+        except SystemExit:
+            if not self.trainer.interrupted:
+                raise
+            # Lightning leaves Ctrl-C switched off.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            say("stopped; the same command with --ckpt_path last goes on")
+            return INTERRUPTED
+        if self.subcommand == "fit":
+            say(f"the run is in {self.trainer.default_root_dir}")
+        return 0
+
+
+def build(args: Sequence[str], name: str | None = None) -> LMCLI:
+    """Parse a command line and build module, data and Trainer.
+
+    Args:
+        args: the command and its options, with `-c` naming files.
+        name: the word of the recipe; its run goes to `runs/<name>`.
+
+    Returns:
+        What `start` runs.
+
+    Raises:
+        SystemExit: the command line is wrong (code 2), or help was asked for (code 0).
+        ValueError: a setting or the checkpoint is wrong.
+        FileNotFoundError: the checkpoint is missing.
+    """
+    _quieten()
+    # A config may name classes of the folder that one works in, as in `python -m`.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    words, root = list(args), None if name is None else f"runs/{name}"
+    checkpoint = Path(_option(words, "--ckpt_path") or "")
+    has_config = {"-c", "--config"} & {word.split("=")[0] for word in words}
+    if not has_config and checkpoint.is_file() and (base := base_config(checkpoint)) is not None:
+        words[1:1] = ["--config", base]
+        folder = "--trainer.default_root_dir"
+        if checkpoint.parent.name == "checkpoints" and _option(words, folder) is None:
+            # The run may have been moved, or the config may be relative to another folder.
+            words.append(f"{folder}={checkpoint.parent.parent}")
+    return LMCLI(words, root)
+
+
+def _option(words: Sequence[str], option: str) -> str | None:
+    for place, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == option:
+            return value if equals else next(iter(words[place + 1 : place + 2]), None)
+    return None
+
+
+def _checkpoint_folders(settings: Any) -> list[Path]:
+    folders = [settings.checkpoint.dirpath or f"{settings.trainer.default_root_dir}/checkpoints"]
+    given = settings.trainer.callbacks or []
+    for callback in given if isinstance(given, list) else [given]:
+        folders.append(callback.get("init_args", {}).get("dirpath"))
+    return [Path(folder).expanduser() for folder in dict.fromkeys(folders) if folder]
+
+
+def _word(class_path: str) -> str:
+    """`lmkit.modules.MaskedLMModule` -> `masked_lm`."""
+    name = class_path.rsplit(".", 1)[-1].removesuffix("Module")
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _quieten() -> None:
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    if _is_no_tip not in logger.filters:
+        logger.addFilter(_is_no_tip)
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in str(record.msg)

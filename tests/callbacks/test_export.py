@@ -1,0 +1,70 @@
+"""The end of a fit leaves an export of the right weights."""
+
+import pytest
+
+from lmkit.callbacks import CheckpointCallback, ExportCallback
+
+
+@pytest.fixture
+def exported(monkeypatch, tiny):
+    calls = []
+    monkeypatch.setattr("lmkit.callbacks.export.LMModule", tiny)
+    monkeypatch.setattr(
+        "lmkit.callbacks.export.export",
+        lambda source, output, format, overwrite: calls.append((source, output, format)),
+    )
+    return calls
+
+
+def test_the_best_checkpoint_is_exported(fit, exported, tmp_path):
+    fit(ExportCallback(), CheckpointCallback())
+    best = str(tmp_path / "checkpoints" / "best-step=5.ckpt")
+    assert exported == [(best, tmp_path / "export", "hf")]
+
+
+def test_without_a_best_checkpoint_the_module_is_exported(fit, exported):
+    _, module = fit(ExportCallback(), CheckpointCallback(), limit_val_batches=0)
+    assert exported[0][0] is module
+
+
+def test_last_means_the_module_as_it_is(fit, exported, tmp_path):
+    _, module = fit(ExportCallback(str(tmp_path / "o"), "onnx", "last"), CheckpointCallback())
+    assert exported == [(module, tmp_path / "o", "onnx")]
+
+
+def test_a_fit_that_failed_exports_nothing(fit, exported, tiny):
+    with pytest.raises(OSError, match="No space"):
+        fit(ExportCallback(), module=tiny(explode_at=1))
+    assert exported == []
+
+
+def test_a_folder_of_something_else_is_refused_before_the_training(fit, tmp_path, exported):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="which is no export"):
+        fit(ExportCallback())
+    assert (tmp_path / "export" / "thesis.txt").exists()
+
+
+def test_an_earlier_export_is_replaced(fit, tmp_path, exported):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "config.json").write_text("{}")
+    fit(ExportCallback())
+    assert len(exported) == 1
+
+
+def test_onnx_without_its_extra_is_refused_before_the_training(fit, exported, monkeypatch):
+    monkeypatch.setattr("lmkit.callbacks.export.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"lmkit\[onnx\]"):
+        fit(ExportCallback(format="onnx"))
+
+
+def test_a_module_of_somebody_else_is_refused_before_the_training(fit):
+    with pytest.raises(TypeError, match="needs a module of lmkit, got TinyModule"):
+        fit(ExportCallback())
+
+
+@pytest.mark.parametrize("wrong", [{"format": "tf"}, {"weights": "first"}])
+def test_unknown_words_are_refused(wrong):
+    with pytest.raises(ValueError, match="must be"):
+        ExportCallback(**wrong)
