@@ -158,6 +158,9 @@ class LMModule(LightningModule):
         tokenizer = getattr(datamodule, "tokenizer", None)
         check_fit(self.network, tokenizer, getattr(datamodule, "max_length", None))
         self.tokenizer = tokenizer or self.tokenizer
+        if stage == "fit":
+            # A module that was loaded to be used is in eval mode, and Lightning would keep it so.
+            self.train()
         strategy = self.trainer.strategy
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = AtomicCheckpointIO()

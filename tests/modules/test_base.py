@@ -234,13 +234,14 @@ def test_a_second_fit_prepares_its_own_batches_and_takes_its_own_seed() -> None:
     assert first.draws != second.draws
 
 
-def test_a_loaded_module_starts_a_new_fit_with_its_own_seed(tmp_path: Path) -> None:
+def test_a_loaded_module_starts_a_new_fit_with_its_own_seed_and_dropout(tmp_path: Path) -> None:
     seed_everything(1)
     path = saved(tmp_path, make())
     seed_everything(2)
-    module = lmkit.load(path)
-    trainer(max_steps=1).fit(module, loader())
+    module, watch = lmkit.load(path), Watch()
+    trainer(watch, max_steps=1).fit(module, loader())
     assert isinstance(module, LMModule) and module.seed == 2
+    assert watch.dropouts and all(watch.dropouts)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched() -> None:
