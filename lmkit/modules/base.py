@@ -95,8 +95,6 @@ class LMModule(LightningModule):
             {f"{stage}_metrics": nn.ModuleDict(self.build_metrics()) for stage in ("val", "test")}
         )
 
-    # ---- to be said by a task ------------------------------------------------------------
-
     def step(self, batch: Batch) -> StepOutput:
         """Compute the loss of one batch; pure but for dropout."""
         raise NotImplementedError(f"{type(self).__name__} must define step(batch)")
@@ -114,8 +112,6 @@ class LMModule(LightningModule):
     ) -> None:
         """Give the metrics of `build_metrics` the result of one batch."""
         metrics["loss"].update(output.loss, output.items)
-
-    # ---- structure -----------------------------------------------------------------------
 
     def configure_model(self) -> None:
         """Build the network; when it is built, do nothing."""
@@ -148,8 +144,6 @@ class LMModule(LightningModule):
         surgery(self.network)
         self._ledger.append(spec)
         self.network.train()
-
-    # ---- the loop ------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Check that the data fit the network, and see to it that checkpoints are written whole."""
@@ -200,10 +194,16 @@ class LMModule(LightningModule):
         output = self.objective(self._prepared)
         if not again:
             self._guard.watch(self, output.loss, batch.get("index"), batch_idx)
-            self.log("train/loss", output.loss.detach(), prog_bar=True, batch_size=1)
-            for name, value in output.logs.items():
-                self.log(name if "/" in name else f"train/{name}", value.detach(), batch_size=1)
+            self._log_step(output, batch_idx)
         return self.item_mean.scale(output, self.trainer, again)
+
+    def _log_step(self, output: StepOutput, batch_idx: int) -> None:
+        # One call of `log` takes a millisecond: only those that a logger or an eye will see.
+        if batch_idx % 10 and not self.trainer._logger_connector.should_update_logs:
+            return
+        self.log("train/loss", output.loss.detach(), prog_bar=True, batch_size=1)
+        for name, value in output.logs.items():
+            self.log(name if "/" in name else f"train/{name}", value.detach(), batch_size=1)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide what an accumulation window has summed by its number of items."""
@@ -229,8 +229,6 @@ class LMModule(LightningModule):
         for name, metric in metrics.items():
             self.log(f"{stage}/{name}", metric, prog_bar=name == "loss", batch_size=1)
 
-    # ---- optimizer -----------------------------------------------------------------------
-
     def configure_optimizers(self) -> Any:
         """Build the optimizer over everything trainable, and its schedule per step."""
         groups = parameter_groups(self, self.hparams["weight_decay"])
@@ -249,8 +247,6 @@ class LMModule(LightningModule):
     ) -> None:
         """Clip the gradients, under a fused optimizer in bf16 too."""
         clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    # ---- checkpoint ----------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a checkpoint needs to be loaded alone, and to be resumed exactly."""
