@@ -11,8 +11,9 @@ from torchmetrics import Metric
 from transformers import AutoModelForCausalLM
 
 from ..functional import mix, token_cross_entropy
-from ..types import Batch, StepOutput
+from ..types import IGNORE_INDEX, Batch, StepOutput
 from .base import LMModule
+from .sparse_head import logits_at
 from .token_metrics import language_metrics, update_language_metrics
 
 __all__ = ["CausalLMModule"]
@@ -76,14 +77,14 @@ class CausalLMModule(LMModule):
             batch: `input_ids`, `attention_mask` and `labels`, each int64 `[B, L]`, not shifted.
 
         Returns:
-            Loss, number of predicted tokens, and logits `[B, L, V]`.
+            Loss, number $K$ of predicted tokens, and their logits `[K, V]`, row by row.
         """
-        logits = self.network(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            use_cache=False,
-        ).logits
-        loss, count = token_cross_entropy(logits[:, :-1], batch["labels"][:, 1:])
+        targets = _shifted(batch["labels"])
+        where = targets != IGNORE_INDEX
+        names = ("input_ids", "attention_mask")
+        inputs = {name: batch[name] for name in names}
+        logits = logits_at(self.network, where, **inputs, use_cache=False)
+        loss, count = token_cross_entropy(logits, targets[where])
         return StepOutput(loss, count, logits)
 
     def build_metrics(self) -> dict[str, Metric]:
@@ -94,8 +95,8 @@ class CausalLMModule(LMModule):
         self, metrics: Mapping[str, Metric], output: StepOutput, batch: Batch
     ) -> None:
         """Give the metrics the result of one batch."""
-        assert output.logits is not None
-        update_language_metrics(metrics, output, output.logits[:, :-1], batch["labels"][:, 1:])
+        targets = _shifted(batch["labels"])
+        update_language_metrics(metrics, output, targets[targets != IGNORE_INDEX])
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Continue each prompt; the draw depends only on the run's seed and the batch.
@@ -146,3 +147,8 @@ class CausalLMModule(LMModule):
             }
             for row in ids[~fillers.to(ids.device)]
         ]
+
+
+def _shifted(labels: Tensor) -> Tensor:
+    """Put at each position the label of the next; the last one has none."""
+    return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)

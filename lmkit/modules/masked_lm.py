@@ -14,6 +14,7 @@ from ..functional import token_cross_entropy
 from ..tokenization import require_mask_token
 from ..types import IGNORE_INDEX, Batch, StepOutput
 from .base import LMModule
+from .sparse_head import logits_at
 from .token_metrics import language_metrics, update_language_metrics
 
 __all__ = ["MaskedLMModule"]
@@ -76,12 +77,12 @@ class MaskedLMModule(LMModule):
             batch: `input_ids`, `attention_mask` and `labels`, each int64 `[B, L]`.
 
         Returns:
-            Loss, number of labelled tokens, and logits `[B, L, V]`.
+            Loss, number $K$ of labelled tokens, and their logits `[K, V]`, row by row.
         """
-        logits = self.network(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-        ).logits
-        loss, count = token_cross_entropy(logits, batch["labels"])
+        where = batch["labels"] != IGNORE_INDEX
+        names = ("input_ids", "attention_mask")
+        logits = logits_at(self.network, where, **{name: batch[name] for name in names})
+        loss, count = token_cross_entropy(logits, batch["labels"][where])
         return StepOutput(loss, count, logits)
 
     def build_metrics(self) -> dict[str, Metric]:
@@ -92,8 +93,8 @@ class MaskedLMModule(LMModule):
         self, metrics: Mapping[str, Metric], output: StepOutput, batch: Batch
     ) -> None:
         """Give the metrics the result of one batch."""
-        assert output.logits is not None
-        update_language_metrics(metrics, output, output.logits, batch["labels"])
+        labels = batch["labels"][batch["labels"] != IGNORE_INDEX]
+        update_language_metrics(metrics, output, labels)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Fill the mask tokens of each text.

@@ -20,19 +20,19 @@ def language_metrics() -> dict[str, Metric]:
 
 
 def update_language_metrics(
-    metrics: Mapping[str, Metric], output: StepOutput, logits: Tensor, labels: Tensor
+    metrics: Mapping[str, Metric], output: StepOutput, labels: Tensor
 ) -> None:
     """Give the metrics of `language_metrics` one batch.
 
     Args:
         metrics: what `language_metrics` made.
-        output: of the step.
-        logits: float `[B, L, V]`, each at the position of its label.
-        labels: int64 `[B, L]`, -100 where there is no target.
+        output: of the step, with logits `[K, V]`.
+        labels: int64 `[K]`.
     """
+    assert output.logits is not None
     metrics["loss"].update(output.loss, output.items)
     metrics["perplexity"].update(output.loss, output.items)
-    metrics["accuracy"].update(accuracy(logits, labels), output.items)
+    metrics["accuracy"].update(accuracy(output.logits, labels), output.items)
 
 
 class TokenMean(Metric):
