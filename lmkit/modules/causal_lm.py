@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from ..functional import mix, token_cross_entropy
 from ..types import IGNORE_INDEX, Batch, StepOutput
 from .base import LMModule
+from .checks import require_tokenizer
 from .sparse_head import logits_at
 from .token_metrics import language_metrics, update_language_metrics
 
@@ -122,7 +123,7 @@ class CausalLMModule(LMModule):
     def _continue(
         self, batch: Batch, max_new_tokens: int, temperature: float
     ) -> list[dict[str, Any]]:
-        assert self.tokenizer is not None
+        tokenizer = require_tokenizer(self)
         draw = (
             {"do_sample": True, "temperature": temperature, "top_k": self.hparams["top_k"]}
             if temperature > 0
@@ -134,7 +135,7 @@ class CausalLMModule(LMModule):
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             max_new_tokens=max_new_tokens,
-            pad_token_id=self.tokenizer.pad_token_id,
+            pad_token_id=tokenizer.pad_token_id,
             **draw,
         )
         self.network.train(mode)
@@ -142,8 +143,8 @@ class CausalLMModule(LMModule):
         fillers = batch["index"] < 0 if "index" in batch else torch.zeros(len(ids)).bool()
         return [
             {
-                "prompt": self.tokenizer.decode(row[:length], skip_special_tokens=True),
-                "text": self.tokenizer.decode(row[length:], skip_special_tokens=True),
+                "prompt": tokenizer.decode(row[:length], skip_special_tokens=True),
+                "text": tokenizer.decode(row[length:], skip_special_tokens=True),
             }
             for row in ids[~fillers.to(ids.device)]
         ]

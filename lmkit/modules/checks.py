@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 if TYPE_CHECKING:
     from .base import LMModule
 
-__all__ = ["LossGuard", "check_plain", "check_same", "check_state"]
+__all__ = ["LossGuard", "check_plain", "check_same", "check_state", "require_tokenizer"]
 
 
 class LossGuard:
@@ -75,6 +76,20 @@ def check_plain(arguments: Mapping[str, Any]) -> None:
                 f"{name} must be plain data (numbers, strings, lists, dictionaries), so that a "
                 f"checkpoint can hold it; got {value!r}"
             ) from error
+
+
+def require_tokenizer(module: LMModule) -> PreTrainedTokenizerBase:
+    """Return the module's tokenizer, which reading and writing text needs.
+
+    Raises:
+        ValueError: it has none yet.
+    """
+    if module.tokenizer is None:
+        raise ValueError(
+            f"{type(module).__name__} has no tokenizer to write text with: fit or validate it with "
+            "a data module first, load it from a checkpoint, or set module.tokenizer"
+        )
+    return module.tokenizer
 
 
 def check_same(module: LMModule | type[LMModule], checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ..functional import token_cross_entropy
 from ..tokenization import require_mask_token
 from ..types import IGNORE_INDEX, Batch, StepOutput
 from .base import LMModule
+from .checks import require_tokenizer
 from .sparse_head import logits_at
 from .token_metrics import language_metrics, update_language_metrics
 
@@ -103,8 +104,8 @@ class MaskedLMModule(LMModule):
             For each row its `text` and `fills`: a list per mask token, in order, of `token` and
             `probability`, most probable first.
         """
-        assert self.tokenizer is not None
-        mask_id = require_mask_token(self.tokenizer)
+        tokenizer = require_tokenizer(self)
+        mask_id = require_mask_token(tokenizer)
         probabilities, tokens = self._fill(batch, self.hparams["fill_count"])
         rows = []
         for row, ids in enumerate(batch["input_ids"]):
@@ -113,7 +114,7 @@ class MaskedLMModule(LMModule):
             real = ids[batch["attention_mask"][row].bool()]
             fills = [
                 [
-                    {"token": str(self.tokenizer.decode(int(t))).strip(), "probability": float(p)}
+                    {"token": str(tokenizer.decode(int(t))).strip(), "probability": float(p)}
                     for p, t in zip(probabilities[row, i], tokens[row, i], strict=True)
                 ]
                 for i in (ids == mask_id).nonzero().flatten().tolist()
@@ -156,8 +157,8 @@ class MaskedLMModule(LMModule):
         return probabilities, tokens
 
     def _text(self, ids: Tensor) -> str:
-        assert self.tokenizer is not None
-        text = str(self.tokenizer.decode(ids.tolist()))
-        for token in (self.tokenizer.cls_token, self.tokenizer.sep_token):
+        tokenizer = require_tokenizer(self)
+        text = str(tokenizer.decode(ids.tolist()))
+        for token in (tokenizer.cls_token, tokenizer.sep_token):
             text = text.replace(token or "\0", " ")
         return " ".join(text.split())

@@ -175,6 +175,13 @@ def test_hyperparameters_must_be_plain_data() -> None:
         make(optimizer={"class_path": torch.optim.SGD})
 
 
+def test_text_without_a_tokenizer_is_refused_with_what_to_do() -> None:
+    module = make()
+    module.configure_model()
+    with pytest.raises(ValueError, match="has no tokenizer to write text with"):
+        module.sample(tiny.masked_batch(), 1)
+
+
 def test_wrappers_are_applied_from_the_inside_and_prepare_runs_once() -> None:
     trace: list[str] = []
 
