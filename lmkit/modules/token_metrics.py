@@ -68,8 +68,10 @@ class TokenMean(Metric):
             mean: scalar, over the batch's tokens.
             count: scalar, number of tokens; with 0 the batch changes nothing.
         """
-        self.total += mean.detach().to(self.total) * count.to(self.total)
-        self.count += count.to(self.count)
+        # Not in place: `Trainer.validate` resets the states in inference mode, and the validation
+        # of a fit that follows, which is not in it, could not write into those.
+        self.total = self.total + mean.detach().to(self.total) * count.to(self.total)
+        self.count = self.count + count.to(self.count)
 
     def compute(self) -> Tensor:
         """Return the mean over all batches and ranks so far; 0 if there was no token."""

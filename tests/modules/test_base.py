@@ -175,6 +175,15 @@ def test_hyperparameters_must_be_plain_data() -> None:
         make(optimizer={"class_path": torch.optim.SGD})
 
 
+def test_validating_before_a_fit_changes_nothing_for_it() -> None:
+    module = make()
+    trainer().validate(module, loader(), verbose=False)
+    run = trainer(val_check_interval=1, max_steps=2)
+    run.fit(module, loader(), loader())
+    after = trainer().validate(module, loader(), verbose=False)
+    assert after[0]["val/loss"] == run.callback_metrics["val/loss"].item()
+
+
 def test_text_without_a_tokenizer_is_refused_with_what_to_do() -> None:
     module = make()
     module.configure_model()
