@@ -4,7 +4,7 @@
 #
 #   make quickstart   pre-train a small BERT on the CPU, about two minutes
 #   make test         all fast tests             make lint     ruff and mypy
-#   make test-all     slow tests and notebooks   make format   apply ruff's fixes
+#   make test-all     slow ones too              make format   apply ruff's fixes
 #   make notebooks    rebuild notebooks/*.ipynb  make clean    remove what make made
 #
 # Settings, for example `make test PYTHON=python3.11 WORKERS=8`:

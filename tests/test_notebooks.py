@@ -42,7 +42,6 @@ def test_drift_is_noticed(builder, tmp_path, monkeypatch, capsys):
     assert "a.ipynb" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
 def test_a_notebook_runs(source, tmp_path, monkeypatch):
     import nbformat
