@@ -149,9 +149,6 @@ def _trainer(steps: int, output: Path, callbacks: list[Callback], console: Conso
         callbacks=[_ProgressCallback(console), *callbacks],
         enable_progress_bar=False,
         enable_model_summary=False,
-        # The module is validated before it is fit; metrics that inference mode has reset could not
-        # be updated in the fit.
-        inference_mode=False,
     )
 
 
