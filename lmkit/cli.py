@@ -19,7 +19,7 @@ usage: lmkit COMMAND [options]
   fit          train: lmkit fit -c masked_lm
   validate     evaluate on the validation data: lmkit validate --ckpt_path CKPT
   test         evaluate on the test data: lmkit test --ckpt_path CKPT
-  predict      write predictions to predictions.jsonl: lmkit predict --ckpt_path CKPT
+  predict      write predictions.jsonl: lmkit predict --ckpt_path CKPT --data.predict_file=TXT
   export       make a Hugging Face folder or ONNX: lmkit export --ckpt CKPT --output DIR
   recipes      list the packaged recipes, or print one: lmkit recipes masked_lm
   quickstart   pre-train a small BERT on the CPU in about two minutes

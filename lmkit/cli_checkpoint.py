@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from .modules.checkpoint_io import read_checkpoint
 
-__all__ = ["base_config", "find_checkpoint", "flags_of", "reconcile", "say"]
+__all__ = ["base_config", "find_checkpoint", "flags_of", "reconcile", "say", "set_aside"]
 
 #: What the network is made from: with another value the weights of the checkpoint do not fit.
 STRUCTURE = ("model", "pretrained")
@@ -136,6 +136,27 @@ def flags_of(words: Sequence[str], section: str = "model") -> set[str]:
             name = option.removeprefix(f"--{section}.").removeprefix("init_args.")
             names.add(name.split(".")[0].removesuffix("+"))
     return names
+
+
+@rank_zero_only
+def set_aside(root: Path) -> None:
+    """Move the checkpoints and config of an earlier run out of the way of a new one.
+
+    Otherwise `last.ckpt` would be the earlier run's, beside the config of the new one.
+
+    Args:
+        root: the run's folder.
+    """
+    if not any((root / "checkpoints").glob("*.ckpt")):
+        return
+    number = 1
+    while (folder := root / f"earlier-{number}").exists():
+        number += 1
+    folder.mkdir()
+    for name in ("checkpoints", "config.yaml"):
+        if (root / name).exists():
+            (root / name).replace(folder / name)
+    say(f"{root} held an earlier run, whose checkpoints are now in {folder / 'checkpoints'}")
 
 
 def say(message: str) -> None:

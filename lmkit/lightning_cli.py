@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from . import callbacks, datamodules, modules
 from .__about__ import __version__
-from .cli_checkpoint import base_config, find_checkpoint, flags_of, reconcile, say
+from .cli_checkpoint import base_config, find_checkpoint, flags_of, reconcile, say, set_aside
 from .cli_parser import Parser, plain_error
 from .dashboard import log_config, run_directory
 from .modules.checkpoint_io import read_checkpoint
@@ -200,6 +200,8 @@ class LMCLI(LightningCLI):
         Returns:
             The exit code: 0, 130 after Ctrl-C, or 143 after a termination by the system.
         """
+        if self.subcommand == "fit" and self._checkpoint is None:
+            set_aside(Path(self.trainer.default_root_dir))
         try:
             super()._run_subcommand(str(self.subcommand))
         except SIGTERMException:
@@ -213,6 +215,8 @@ class LMCLI(LightningCLI):
             return INTERRUPTED
         if self.subcommand == "fit":
             say(f"the run is in {self.trainer.default_root_dir}")
+        if self.subcommand == "predict":
+            say(f"the predictions are in {self.trainer.default_root_dir}/predictions.jsonl")
         return 0
 
 

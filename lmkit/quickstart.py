@@ -57,10 +57,11 @@ SENTENCES = (
 )
 
 NEXT = """\
-[bold]lmkit fit -c masked_lm --data.source=YOUR_TEXT.txt[/]   pre-train on your own text
-[bold]lmkit fit -c masked_lm --ckpt_path last[/]              go on with it after an interruption
+[bold]lmkit fit -c masked_lm --data.source=YOUR_TEXT.txt[/]   pre-train on your own text;
+    the same with [bold]--ckpt_path last[/] goes on after an interruption
 [bold]lmkit recipes[/]                                        what else there is
-[bold]lmkit export --ckpt {checkpoint} --output onnx --format onnx[/]"""
+[bold]lmkit predict --ckpt_path {checkpoint} --data.predict_file=TEXTS.txt[/]
+    fill the masks in texts of your own"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

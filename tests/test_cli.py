@@ -57,7 +57,7 @@ def test_help_names_every_command(capsys):
 def test_recipes_are_listed_with_their_one_line(capsys):
     assert lmkit("recipes") == 0
     shown = capsys.readouterr().out
-    assert "masked_lm  Pre-train a small BERT" in shown
+    assert "masked_lm  Pre-train a small encoder" in shown
     assert all(f"\n{word} " in f"\n{shown}" for word in cli.recipes())
 
 

@@ -145,6 +145,18 @@ def test_the_trainers_short_cuts_work(options, tmp_path):
     assert not list(Path().rglob("*.ckpt"))
 
 
+def test_a_new_run_in_the_folder_of_an_earlier_one_sets_that_aside(run, capsys):
+    first = checkpoint("runs/tiny")
+    assert lmkit("fit -c tiny.yaml --seed_everything=1 --trainer.max_steps=4") == 0
+    assert "whose checkpoints are now in runs/tiny/earlier-1/checkpoints" in capsys.readouterr().err
+    assert equal(checkpoint("runs/tiny/earlier-1"), first)
+    assert checkpoint("runs/tiny")["global_step"] == 4
+    assert yaml.safe_load((run / "earlier-1" / "config.yaml").read_text())["seed_everything"] == 42
+    assert lmkit("validate --ckpt_path runs/tiny/earlier-1/checkpoints/last.ckpt") == 0
+    assert lmkit("fit -c tiny.yaml --ckpt_path last") == 0
+    assert not (run / "earlier-2").exists()
+
+
 def test_a_run_that_was_never_started_starts_with_last(tmp_path, capsys):
     write_config(tmp_path, max_steps=1)
     assert lmkit("fit -c tiny.yaml --ckpt_path last") == 0

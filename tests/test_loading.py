@@ -10,7 +10,9 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import lmkit
 from lmkit.modules import CausalLMModule, LMModule, MaskedLMModule
+from lmkit.tokenization import train_tokenizer
 from tests import tiny
+from tests.cases import CASES, make_trainer
 
 
 @pytest.mark.parametrize(
@@ -64,3 +66,20 @@ def test_a_checkpoint_of_plain_lightning_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="no checkpoint of an lmkit module"):
         lmkit.load(tmp_path / "other.ckpt")
+
+
+def test_data_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
+    case = CASES[0]
+    module = case.make_module()
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(module, case.make_data(tmp_path))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    other = train_tokenizer(["zebra quilt " + text for text in tiny.sentences(50)], vocab_size=280)
+    other.save_pretrained(tmp_path / "other")
+    data = case.make_data(tmp_path, tokenizer=str(tmp_path / "other"))
+    for module, ckpt_path in (
+        (lmkit.load(tmp_path / "a.ckpt"), None),
+        (case.make_module(), tmp_path / "a.ckpt"),
+    ):
+        with pytest.raises(ValueError, match="another tokenizer than the model was trained with"):
+            make_trainer().validate(module, data, ckpt_path=ckpt_path)

@@ -78,7 +78,8 @@ class LMDataModule(LightningDataModule):
             raise ValueError(f"val_fraction must lie in [0, 1), got {val_fraction}")
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
             raise ValueError(
-                f"batch sizes must be at least 1, got {batch_size} and {eval_batch_size}"
+                "batch_size and eval_batch_size must be at least 1, got "
+                f"{batch_size if batch_size < 1 else eval_batch_size}"
             )
         self.source = source
         self.files = {"train": train_file, "val": val_file, "test": test_file}
@@ -161,7 +162,9 @@ class LMDataModule(LightningDataModule):
     def predict_dataloader(self) -> PlannedLoader:
         """Return the texts of `predict_file`, in order."""
         if not self.predict_file:
-            raise ValueError("pass predict_file, a text file with one text per line, to predict")
+            raise ValueError(
+                "pass predict_file (--data.predict_file=FILE), a text file with one text per line"
+            )
         self.setup()
         assert self.tokenizer is not None
         files = expand_files(self.predict_file, "predict_file")

@@ -21,7 +21,7 @@ from ..surgery import to_spec
 from ..types import Batch, Objective, ObjectiveWrapper, StepOutput, Surgery
 from .checkpoint import read_entry, standalone_arguments, write_entry
 from .checkpoint_io import AtomicCheckpointIO
-from .checks import LossGuard, check_plain, check_state
+from .checks import LossGuard, check_plain, check_state, check_tokenizer, warn_of_script
 from .item_mean import ItemMean
 from .network import build_network, check_fit, fingerprint
 from .optimizer import (
@@ -142,6 +142,7 @@ class LMModule(LightningModule):
         if spec in self._ledger:
             return
         surgery(self.network)
+        warn_of_script(spec["class_path"])
         self._ledger.append(spec)
         self.network.train()
 
@@ -150,6 +151,7 @@ class LMModule(LightningModule):
         self.configure_model()
         datamodule = getattr(self.trainer, "datamodule", None)
         tokenizer = getattr(datamodule, "tokenizer", None)
+        check_tokenizer(self.tokenizer, tokenizer)
         check_fit(self.network, tokenizer, getattr(datamodule, "max_length", None))
         self.tokenizer = tokenizer or self.tokenizer
         if stage == "fit":

@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from ..surgery import from_spec
 from ..tokenization import tokenizer_from_files, tokenizer_to_files
 from .checkpoint_io import read_checkpoint
-from .checks import check_same
+from .checks import check_same, check_tokenizer
 from .resume import pending_gradients, rewind_unfinished
 
 if TYPE_CHECKING:
@@ -56,8 +56,10 @@ def read_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
         )
     for spec in saved["ledger"][len(done) :]:
         module.operate(from_spec(spec))
-    if module.tokenizer is None and saved["tokenizer"]:
-        module.tokenizer = tokenizer_from_files(saved["tokenizer"])
+    if saved["tokenizer"]:
+        tokenizer = tokenizer_from_files(saved["tokenizer"])
+        check_tokenizer(tokenizer, module.tokenizer)
+        module.tokenizer = module.tokenizer or tokenizer
     module.base = dict(saved["base"])
     # To be taken up by a fit that goes on; a new one that starts from these weights does not.
     if module._trainer is not None and module.trainer.state.fn == TrainerFn.FITTING:

@@ -47,9 +47,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             cause = error.__context__ if isinstance(error, RuntimeError) else error
             if not isinstance(cause, OSError):
                 raise
+            before = "; the one before still stands" if target.exists() else ""
             raise OSError(
-                f"the checkpoint {target} could not be written ({cause}); the one before still "
-                "stands. Free some space, or set another folder, and go on with ckpt_path='last'."
+                f"the checkpoint {target} could not be written ({cause}){before}. Free some space, "
+                "or set another folder, and go on with ckpt_path='last'."
             ) from error
 
     def load_checkpoint(
@@ -62,7 +63,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if weights_only is False or "://" in str(path):
             loaded: dict[str, Any] = super().load_checkpoint(str(path), map_location, weights_only)
             return loaded
-        return read_checkpoint(path, map_location)
+        checkpoint = read_checkpoint(path, map_location)
+        if "pytorch-lightning_version" not in checkpoint:
+            raise ValueError(
+                f"{path} is no checkpoint of a fit; weights from elsewhere come in as "
+                "model='folder or hub name'"
+            )
+        return checkpoint
 
 
 def read_checkpoint(
@@ -88,7 +95,7 @@ def read_checkpoint(
             raise ValueError(_broken(path)) from error
         raise ValueError(
             f"the checkpoint {path} holds objects other than tensors and plain data, and "
-            f"unpacking those could run code, so it is refused: {str(error).splitlines()[0]}"
+            "unpacking those could run code, so it is refused"
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise ValueError(_broken(path)) from error

@@ -14,10 +14,19 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ..tokenization import tokenizer_digest
+
 if TYPE_CHECKING:
     from .base import LMModule
 
-__all__ = ["LossGuard", "check_plain", "check_same", "check_state", "require_tokenizer"]
+__all__ = [
+    "LossGuard",
+    "check_plain",
+    "check_same",
+    "check_state",
+    "check_tokenizer",
+    "require_tokenizer",
+]
 
 
 class LossGuard:
@@ -90,6 +99,36 @@ def require_tokenizer(module: LMModule) -> PreTrainedTokenizerBase:
             "a data module first, load it from a checkpoint, or set module.tokenizer"
         )
     return module.tokenizer
+
+
+def check_tokenizer(
+    ours: PreTrainedTokenizerBase | None, theirs: PreTrainedTokenizerBase | None
+) -> None:
+    """Check that the data speak the ids that the weights were trained on.
+
+    Args:
+        ours: the module's, e.g. of its checkpoint.
+        theirs: the data module's.
+
+    Raises:
+        ValueError: both are there and differ.
+    """
+    if ours is None or theirs is None or tokenizer_digest(ours) == tokenizer_digest(theirs):
+        return
+    raise ValueError(
+        "the data were tokenized with another tokenizer than the model was trained with: the same "
+        "ids mean other words. Give the data that the checkpoint was made from, or its tokenizer "
+        "(data.tokenizer: the folder of an export)"
+    )
+
+
+def warn_of_script(class_path: str) -> None:
+    """Warn of a surgery whose class no other program can import."""
+    if class_path.startswith("__main__."):
+        rank_zero_warn(
+            f"the checkpoints will name {class_path}, which no other program can import: move the "
+            "class from the script into a module"
+        )
 
 
 def check_same(module: LMModule | type[LMModule], checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -61,6 +62,8 @@ def build_network(
         model, config=config, dtype=torch.float32, output_loading_info=True
     )
     loaded = set(network.state_dict()) - set(loading["missing_keys"])
+    if new := sorted(set(network.state_dict()) - loaded):
+        rank_zero_info(f"{model} has no weights for {', '.join(new)}: these start at random")
     # transformers hands a loaded network over in eval mode, and Lightning keeps each mode.
     return network.train(), loaded
 

@@ -170,6 +170,12 @@ def test_a_surgery_from_a_module_that_is_not_imported_is_not_imported(tmp_path: 
         lmkit.load(path)
 
 
+def test_a_surgery_of_the_script_itself_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny.Residual, "__module__", "__main__")
+    with pytest.warns(UserWarning, match=r"__main__\.Residual, which no other program can import"):
+        make().operate(tiny.Residual())
+
+
 def test_hyperparameters_must_be_plain_data() -> None:
     with pytest.raises(TypeError, match="optimizer must be plain data"):
         make(optimizer={"class_path": torch.optim.SGD})

@@ -49,6 +49,12 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not Path("broken-into").exists()
 
 
+def test_a_file_that_is_no_checkpoint_of_a_fit_is_named(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"a\.ckpt is no checkpoint of a fit"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt")
+
+
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*none\.ckpt"):
         read_checkpoint(tmp_path / "none.ckpt")
