@@ -138,7 +138,7 @@ def test_a_corpus_smaller_than_a_batch_is_filled_up(tmp_path):
     [
         ({"max_length": 7}, "max_length must be at least 8, got 7"),
         ({"val_fraction": 1.0}, r"val_fraction must lie in \[0, 1\), got 1.0"),
-        ({"batch_size": 0}, "batch sizes must be at least 1"),
+        ({"batch_size": 0}, "batch_size and eval_batch_size must be at least 1"),
         ({"mask_rate": 1.5}, r"mask_rate must lie in \[0, 1\], got 1.5"),
         ({"random_from": "words"}, "random_from must be non_special or vocab, got 'words'"),
         ({"document": "page"}, "document must be one of"),
