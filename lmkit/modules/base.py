@@ -168,7 +168,9 @@ class LMModule(LightningModule):
     def on_train_start(self) -> None:
         """Take up the seed, and what an interrupted accumulation window had gathered."""
         resumed, self.pending = self.pending, {}
-        seed = resumed.get("seed") or int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
+        seed = resumed.get("seed")
+        if seed is None:
+            seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
         self.seed = int(self.trainer.strategy.broadcast(seed))
         self.item_mean, self._guard = ItemMean(), LossGuard()
         if resumed.get("gradients"):

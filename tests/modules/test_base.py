@@ -256,6 +256,16 @@ def test_a_second_fit_prepares_its_own_batches_and_takes_its_own_seed() -> None:
     assert first.draws != second.draws
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_resumed_fit_takes_the_seed_of_its_checkpoint(seed: int, tmp_path: Path) -> None:
+    seed_everything(seed)
+    path = saved(tmp_path, make())
+    seed_everything(2)
+    module = make()
+    trainer(max_steps=4).fit(module, loader(), ckpt_path=path)
+    assert module.seed == seed
+
+
 def test_a_loaded_module_starts_a_new_fit_with_its_own_seed_and_dropout(tmp_path: Path) -> None:
     seed_everything(1)
     path = saved(tmp_path, make())
