@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["mix", "permute", "uniform"]
+__all__ = ["draw_words", "mix", "mix_each", "permute", "uniform"]
 
 # The increment and multipliers of SplitMix64 (Steele, Lea and Flood 2014,
 # doi:10.1145/2660193.2660195).
@@ -22,6 +22,8 @@ _SECOND = 0x94D049BB133111EB
 _WORD = (1 << 64) - 1
 _ROUNDS = 6
 _ONE, _HALF = np.uint64(1), np.uint64(32)
+_COUNTER, _FACTORS = np.uint64(_GAMMA), (np.uint64(_FIRST), np.uint64(_SECOND))
+_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 
 Words = npt.NDArray[np.uint64]
 
@@ -39,10 +41,26 @@ def mix(*values: int) -> int:
         >>> mix(42, 0) != mix(42, 1) != mix(1, 42)
         True
     """
-    state = 0
-    for value in values:
-        state = _finalize((state + _GAMMA + (value & _WORD)) & _WORD)
-    return state >> 1
+    return _absorb(values) >> 1
+
+
+def mix_each(*values: int, last: Tensor) -> Tensor:
+    """Hash the same integers with each of several last ones: `mix(*values, x)` for each `x`.
+
+    Args:
+        *values: integers of any size and sign.
+        last: int64 of any shape, on the CPU.
+
+    Returns:
+        int64 of the shape of `last`, in `[0, 2**63)`.
+
+    Example:
+        >>> mix_each(42, 0, last=torch.tensor([7, -1])).tolist() == [mix(42, 0, 7), mix(42, 0, -1)]
+        True
+    """
+    start = np.uint64((_absorb(values) + _GAMMA) & _WORD)
+    words = _finalize_words(np.array(last.numpy(), ndmin=1).view(np.uint64) + start)
+    return torch.from_numpy((words >> _ONE).view(np.int64).reshape(tuple(last.shape)))
 
 
 def uniform(key: Tensor, n: int) -> Tensor:
@@ -60,9 +78,36 @@ def uniform(key: Tensor, n: int) -> Tensor:
         >>> torch.equal(uniform(key, 5)[1], uniform(key[1], 8)[:5])
         True
     """
-    counter = torch.arange(1, n + 1, dtype=torch.int64, device=key.device) * _signed(_GAMMA)
-    bits = _finalize_tensor(_finalize_tensor(key).unsqueeze(-1) + counter)
-    return _shift(bits, 11).double() * 2.0**-53
+    if key.device.type != "cpu":
+        return _uniform_on_device(key, n)
+    words = draw_words(key.numpy()[..., np.newaxis], np.arange(n))
+    words >>= np.uint64(11)
+    # As signed numbers, which a processor turns into floats faster; the sign bit is clear.
+    return torch.from_numpy(words.view(np.int64) * 2.0**-53)
+
+
+def draw_words(key: npt.NDArray[np.int64], place: npt.NDArray[np.int64]) -> Words:
+    """Draw the random word at a place of each key's stream, without those before it.
+
+    `uniform` is the upper 53 bits of these words; a key's words at different places differ.
+
+    Args:
+        key: int64 of any shape.
+        place: int64 from 0, of a shape that broadcasts with that of `key`.
+
+    Returns:
+        uint64 of the common shape.
+
+    Example:
+        >>> key, place = np.array([3, 4]), np.array([7, 7])
+        >>> float(draw_words(key, place)[1] >> np.uint64(11)) * 2.0**-53 == float(
+        ...     uniform(torch.tensor(4), 8)[7])
+        True
+    """
+    start = _finalize_words(np.array(key, np.int64, ndmin=1).view(np.uint64))
+    counter = (np.asarray(place, np.int64).view(np.uint64) + _ONE) * _COUNTER
+    words = _finalize_words(start + counter)
+    return words.reshape(np.broadcast_shapes(np.shape(key), np.shape(place)))
 
 
 def permute(index: Tensor, n: int, seed: int) -> Tensor:
@@ -113,10 +158,33 @@ def _feistel(index: Words, bits: int, keys: list[np.uint64]) -> Words:
     return (left << high) | right
 
 
+def _absorb(values: tuple[int, ...]) -> int:
+    state = 0
+    for value in values:
+        state = _finalize((state + _GAMMA + (value & _WORD)) & _WORD)
+    return state
+
+
 def _finalize(word: int) -> int:
     word = ((word ^ (word >> 30)) * _FIRST) & _WORD
     word = ((word ^ (word >> 27)) * _SECOND) & _WORD
     return word ^ (word >> 31)
+
+
+def _finalize_words(words: Words) -> Words:
+    """Hash in place: in numpy, whose calls on a batch's few numbers take a fraction of torch's."""
+    words ^= words >> _SHIFTS[0]
+    words *= _FACTORS[0]
+    words ^= words >> _SHIFTS[1]
+    words *= _FACTORS[1]
+    words ^= words >> _SHIFTS[2]
+    return words
+
+
+def _uniform_on_device(key: Tensor, n: int) -> Tensor:
+    counter = torch.arange(1, n + 1, dtype=torch.int64, device=key.device) * _signed(_GAMMA)
+    bits = _finalize_tensor(_finalize_tensor(key).unsqueeze(-1) + counter)
+    return _shift(bits, 11).double() * 2.0**-53
 
 
 def _finalize_tensor(word: Tensor) -> Tensor:

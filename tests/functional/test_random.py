@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from lmkit.functional import mix, permute, uniform
+from lmkit.functional import mix, permute, random, uniform
+from lmkit.functional.random import draw_words
 
 
 def reference_splitmix64(state: int, count: int) -> list[int]:
@@ -87,3 +89,18 @@ def test_mix_tells_order_and_sign_apart_and_is_stable() -> None:
     assert len(seen) == 1600
     assert all(0 <= value < 2**63 for value in seen)
     assert mix(42, 7) == mix(42, 7) != mix(7, 42)
+
+
+def test_a_word_can_be_drawn_without_those_before_it() -> None:
+    key, place = np.array([3, 2**63 - 1, -5]), np.array([0, 9, 40])
+    expected = [reference_splitmix64(finalize(int(k) % 2**64), 41) for k in key]
+    words = draw_words(key, place).tolist()
+    assert words == [row[at] for row, at in zip(expected, place.tolist(), strict=True)]
+    grid = draw_words(key[:, np.newaxis], np.arange(41))
+    assert grid.tolist() == expected
+    assert key.tolist() == [3, 2**63 - 1, -5]  # nothing is changed in place
+
+
+def test_an_accelerator_draws_what_the_processor_draws() -> None:
+    keys = torch.tensor([[5, 9, -2], [0, 2**63 - 1, 1]])
+    assert torch.equal(random._uniform_on_device(keys, 50), uniform(keys, 50))
