@@ -10,6 +10,7 @@ from lmkit.tokenization import (
     load_tokenizer,
     require_mask_token,
     require_pad_token,
+    require_sentinels,
     require_separator,
     special_affixes,
     text_encoder,
@@ -106,6 +107,9 @@ def test_the_vocabulary_has_the_asked_size(tokenizer):
         ({"kind": "unigram"}, "'wordpiece' or 'bpe', got 'unigram'"),
         ({"vocab_size": 10}, "vocab_size must be at least 30 for WordPiece, got 10"),
         ({"kind": "bpe", "vocab_size": 256}, "at least 261 for byte-level BPE"),
+        ({"kind": "bpe", "vocab_size": 300, "sentinels": 40}, "at least 301 .* 45 special tokens"),
+        ({"sentinels": 2}, "sentinels .* need the kind 'bpe'; got 2 for 'wordpiece'"),
+        ({"kind": "bpe", "sentinels": -1}, "sentinels must be 0 or more"),
     ],
 )
 def test_bad_settings_are_refused(options, message):
@@ -185,6 +189,42 @@ def test_missing_special_tokens_say_what_to_do():
     with pytest.raises(ValueError, match=r"\(sep_token or cls_token\)"):
         require_separator(causal, "sep_token", "cls_token")
     assert require_separator(causal, "sep_token", "eos_token") == causal.eos_token_id
+
+
+def test_sentinels_end_the_vocabulary_as_in_t5():
+    tokenizer = train_tokenizer(TEXTS, "bpe", 400, sentinels=20)
+    last = len(tokenizer) - 1
+    assert require_sentinels(tokenizer) == list(range(last, last - 20, -1))
+    assert tokenizer.convert_ids_to_tokens(last) == "<extra_id_0>" and last < 400
+    assert special_affixes(tokenizer) == ([], [tokenizer.eos_token_id])
+    assert tokenizer.pad_token_id is not None and tokenizer.mask_token is None
+    again = tokenizer_from_files(tokenizer_to_files(tokenizer))
+    assert require_sentinels(again) == require_sentinels(tokenizer)
+
+
+def test_a_sentinel_takes_the_space_before_it_as_a_span_does():
+    tokenizer = train_tokenizer(TEXTS, "bpe", 400, sentinels=20)
+    encode = text_encoder(tokenizer)
+    whole, gap = encode(["the fox jumps", "the <extra_id_0> jumps"])
+    place = gap.index(require_sentinels(tokenizer)[0])
+    span = whole[place : len(whole) - len(gap) + place + 1]
+    assert [*gap[:place], *span, *gap[place + 1 :]] == whole
+    assert tokenizer.decode(span) == " fox"
+
+
+def test_missing_sentinels_say_what_to_do():
+    plain, few = (train_tokenizer(TEXTS, "bpe", 300, sentinels=count) for count in (0, 3))
+    with pytest.raises(ValueError, match=r"needs 1 sentinel .* has none\. Choose .* like T5's"):
+        require_sentinels(plain)
+    with pytest.raises(ValueError, match=r"<extra_id_0> to <extra_id_6>, .* has 3.*lower max_len"):
+        require_sentinels(few, 7)
+
+
+def test_sentinels_may_stand_among_the_words_as_mt5s_do():
+    tokenizer = train_tokenizer(TEXTS, "bpe", 400)
+    tokenizer.add_tokens(["▁<extra_id_1>", "▁<extra_id_0>"])
+    last = len(tokenizer) - 1
+    assert require_sentinels(tokenizer) == [last, last - 1]
 
 
 def test_a_real_tokenizer_works():

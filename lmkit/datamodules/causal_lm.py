@@ -7,10 +7,12 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
-from ..tokenization import require_pad_token, special_affixes, text_encoder
+from ..tokenization import require_separator, special_affixes, text_encoder
 from .base import LMDataModule
-from .collators import CausalCollator, ChunkRows
+from .collators import CausalCollator
 from .loader import Collate
+from .row_table import Batching
+from .rows import Rows
 from .source import FileSource
 from .source_resolution import Files
 from .text_rows import Document, OnBadRow
@@ -22,7 +24,8 @@ class CausalLMDataModule(LMDataModule):
     """Text as rows of `max_length` tokens, each token to be predicted from those before it.
 
     Documents are laid end to end, each closed by the end-of-text token, and cut into rows, as GPT-2
-    was trained. Labels are the row itself, -100 on padding; the model shifts them.
+    was trained. Labels are the row itself, -100 on padding; the model shifts them. With
+    `batching="pack"` a row holds as many documents as fit, each seeing itself alone.
 
     With neither `source` nor files it takes the embedded corpus (`lmkit.datamodules.embedded`): a
     default to start on, not a benchmark.
@@ -43,11 +46,22 @@ class CausalLMDataModule(LMDataModule):
         tokenizer_kind: of a trained one: `wordpiece` or `bpe` (byte-level).
         vocab_size: of a trained one, special tokens included.
         max_length: tokens in a row, special tokens included; at least 8.
-        batch_size: rows per batch and device.
+        batching: how rows are made in training. `chunk`: the text as one stream, cut every
+            `max_length` tokens; `pack`: as many documents in a row as fit, each seeing itself
+            alone, which is for documents that stand for themselves; `bucket`: one per row, in
+            batches of about one length. The last two cut only documents longer than a row.
+        eval_batching: the same in evaluation.
+        batch_size: rows of `max_length` per batch and device; in buckets, as many shorter rows as
+            have that many tokens.
         eval_batch_size: the same in evaluation; by default `batch_size`.
         num_workers: processes that make batches ahead.
         seed: of the order; by default that of `seed_everything`.
         cache_dir: where token ids are kept; by default `$LMKIT_CACHE`, else `~/.cache/lmkit`.
+        streaming: read the training text as it comes, for text that does not fit the disk: it is
+            tokenized on the way, shuffled over 64 batches, and begins again at its end. `source`
+            may then be a `datasets.IterableDataset` too. Needs a tokenizer and, to validate, a
+            `val_file`; `num_workers` is for evaluation only, one thread reads ahead.
+        epoch_batches: batches that count as an epoch of a stream.
 
     Raises:
         ValueError: a setting lies outside its range; in `prepare_data` and `setup`: bad input
@@ -74,11 +88,15 @@ class CausalLMDataModule(LMDataModule):
         tokenizer_kind: Literal["wordpiece", "bpe"] = "bpe",
         vocab_size: int = 8192,
         max_length: int = 128,
+        batching: Batching = "chunk",
+        eval_batching: Batching = "chunk",
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
         seed: int | None = None,
         cache_dir: str | None = None,
+        streaming: bool = False,
+        epoch_batches: int = 1000,
     ) -> None:
         super().__init__(
             source=source,
@@ -95,11 +113,15 @@ class CausalLMDataModule(LMDataModule):
             tokenizer_kind=tokenizer_kind,
             vocab_size=vocab_size,
             max_length=max_length,
+            batching=batching,
+            eval_batching=eval_batching,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,
             seed=seed,
             cache_dir=cache_dir,
+            streaming=streaming,
+            epoch_batches=epoch_batches,
         )
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -109,14 +131,17 @@ class CausalLMDataModule(LMDataModule):
         """Return the name of the objective: it has no settings of its own."""
         return {"objective": "causal_lm"}
 
-    def affixes(self) -> tuple[list[int], list[int]]:
-        """Return none: a row is a stretch of the stream."""
-        return [], []
-
-    def collator(self, chunks: ChunkRows, training: bool) -> Collate:
-        """Return what makes rows and their labels, the same in training and evaluation."""
+    def affixes(self, batching: Batching) -> tuple[list[int], list[int]]:
+        """Return none for a stretch of the stream; for a document, what begins and ends it."""
+        if batching == "chunk":
+            return [], []
         assert self.tokenizer is not None
-        return CausalCollator(chunks, pad_id=require_pad_token(self.tokenizer))
+        prefix, _ = special_affixes(self.tokenizer)
+        return prefix, [require_separator(self.tokenizer, *self.separator_roles)]
+
+    def collator(self, rows: Rows, training: bool) -> Collate:
+        """Return what makes rows and their labels, the same in training and evaluation."""
+        return CausalCollator(rows)
 
     def prompts(self, source: FileSource) -> list[list[int]]:
         """Return the ids of each prompt, with what the tokenizer puts before a text."""

@@ -19,6 +19,7 @@ from ..tokenization import (
     tokenizer_from_files,
     tokenizer_to_files,
     train_tokenizer,
+    word_encoder,
 )
 from .source import TextSource, short_hash
 from .text_rows import Text
@@ -77,6 +78,7 @@ def trained_tokenizer(
     vocab_size: int,
     affixes: bool,
     cache: Path,
+    sentinels: int = 0,
 ) -> PreTrainedTokenizerBase:
     """Return a tokenizer trained on the training text, from the cache when it is there.
 
@@ -87,14 +89,17 @@ def trained_tokenizer(
         vocab_size: see `train_tokenizer`.
         affixes: see `train_tokenizer`.
         cache: folder of the cache.
+        sentinels: see `train_tokenizer`.
     """
-    facts = [source.key(cache), rule and rule.below, kind, vocab_size, affixes]
+    facts = [source.key(cache), rule and rule.below, kind, vocab_size, affixes, sentinels]
     key = short_hash(["tokenizer", FORMAT_VERSION, tokenizers.__version__, *facts])
     final = cache / "tokenizers" / key
     if (final / "tokenizer.json").is_file():
         files = {path.name: path.read_text(encoding="utf-8") for path in final.iterdir()}
         return tokenizer_from_files(files)
-    trained = train_tokenizer(_Training(source, rule), kind, vocab_size, affixes=affixes)
+    trained = train_tokenizer(
+        _Training(source, rule), kind, vocab_size, affixes=affixes, sentinels=sentinels
+    )
     files = tokenizer_to_files(trained)
     final.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=final.parent, prefix=".building-"))
@@ -115,6 +120,8 @@ def token_stores(
     tokenizer: PreTrainedTokenizerBase,
     separator: int,
     cache: Path,
+    words: bool = False,
+    sentences: bool = False,
 ) -> dict[str, TokenStore]:
     """Return a store for each split, from the cache or written now.
 
@@ -124,16 +131,21 @@ def token_stores(
         tokenizer: makes the tokens.
         separator: id that ends a document.
         cache: folder of the cache.
+        words: whether the stores have to know where words begin.
+        sentences: whether they have to know where sentences begin.
 
     Raises:
-        ValueError: a split has no text, or no tokens.
+        ValueError: a split has no text, or no tokens; or words or sentences are asked of a
+            tokenizer that does not know them.
     """
+    encode = word_encoder(tokenizer) if words or sentences else text_encoder(tokenizer)
+    asked = [name for name, wanted in (("words", words), ("sentences", sentences)) if wanted]
     digest = tokenizer_digest(tokenizer)
     stores: dict[str, TokenStore] = {}
     for split, source in sources.items():
         halves = ("train", "val") if split == "train" and rule else (split,)
         part = rule.below if split == "train" and rule else None
-        facts = ["tokens", FORMAT_VERSION, source.key(cache), digest, separator, part]
+        facts = ["tokens", FORMAT_VERSION, source.key(cache), digest, separator, part, *asked]
         targets = {
             half: cache / "tokens" / short_hash([*facts, half if part else ""]) for half in halves
         }
@@ -143,10 +155,12 @@ def token_stores(
             found = write_stores(
                 source.texts(report=True),
                 targets,
-                encode=text_encoder(tokenizer),
+                encode=encode,
                 separator=separator,
                 vocab_size=len(tokenizer),
                 route=rule if part else None,
+                words=words,
+                sentences=sentences,
                 name=split,
             )
         for half, store in found.items():

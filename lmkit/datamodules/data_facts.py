@@ -8,14 +8,26 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..tokenization import tokenizer_digest
+from .corpus import HeldOut
+from .rows import Rows
 from .source import TextSource
 from .token_store import TokenStore
 
-__all__ = ["compare_facts", "describe"]
+__all__ = ["compare_facts", "describe", "text_facts"]
 
 # Facts that decide which tokens are in which row: with another one, a resumed run would silently
 # repeat some of the text and miss some.
-_DECISIVE = ("train text", "val_fraction", "tokenizer", "max_length", "seed")
+_DECISIVE = (
+    "train text",
+    "val_fraction",
+    "tokenizer",
+    "max_length",
+    "raw_length",
+    "batching",
+    "sentence_objective",
+    "seed",
+)
 
 
 def compare_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -46,29 +58,53 @@ def compare_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return f"since the checkpoint was written, {', '.join(changes.values())}" if changes else ""
 
 
+def text_facts(
+    sources: Mapping[str, TextSource],
+    stream: TextSource | None,
+    rule: HeldOut | None,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: Path,
+) -> dict[str, Any]:
+    """Return what decides which tokens there are, as plain data: hashes of texts and tokenizer.
+
+    A stream goes by its name: it is not read ahead to know what it holds.
+    """
+    streamed = {"train text": stream.name} if stream else {}
+    return {
+        **{f"{split} text": source.key(cache) for split, source in sources.items()},
+        **streamed,
+        "val_fraction": rule.below if rule else 0.0,
+        "tokenizer": tokenizer_digest(tokenizer),
+    }
+
+
 def describe(
+    stream: TextSource | None,
     sources: Mapping[str, TextSource],
     stores: Mapping[str, TokenStore],
-    rows: Mapping[str, int],
+    rows: Mapping[str, Rows],
     tokenizer: PreTrainedTokenizerBase,
     cache: Path,
 ) -> tuple[dict[str, int | float | str], str]:
     """Return the statistics of the data as plain data, and a sentence that says them."""
-    first = next(iter(sources.values()))
-    statistics: dict[str, int | float | str] = {"source": first.name, "vocabulary": len(tokenizer)}
+    name = (stream or next(iter(sources.values()))).name
+    statistics: dict[str, int | float | str] = {"source": name, "vocabulary": len(tokenizer)}
     words = []
     for split, store in stores.items():
         statistics[f"{split}/documents"] = store.documents
         statistics[f"{split}/tokens"] = store.tokens
         statistics[f"{split}/text_bytes"] = store.text_bytes
-        statistics[f"{split}/rows"] = rows[split]
+        statistics[f"{split}/rows"] = len(rows[split])
+        statistics[f"{split}/cut_documents"] = rows[split].cut
         words.append(
-            f"{split} {store.documents:,} documents, {store.tokens:,} tokens, {rows[split]:,} rows"
+            f"{split} {store.documents:,} documents, {store.tokens:,} tokens, "
+            f"{len(rows[split]):,} rows"
+            + (f" ({rows[split].cut:,} documents longer than a row cut)" if rows[split].cut else "")
         )
     size = sum(store.disk_bytes for store in stores.values())
     statistics["cache_bytes"] = size
     sentence = (
-        f"data from {first.name}: {'; '.join(words)}; vocabulary of {len(tokenizer):,}; "
+        f"data from {name}: {'; '.join(words)}; vocabulary of {len(tokenizer):,}; "
         f"{size / 2**20:.1f} MiB in {cache}"
     )
     return statistics, sentence

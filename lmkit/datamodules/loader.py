@@ -1,4 +1,4 @@
-"""Batches planned as a pure function of (seed, epoch, rank, position), and loaders that resume.
+"""Loaders that carry out a plan of batches, and resume exactly.
 
 `torch.utils.data.DataLoader` draws its order from a generator, counts what it has prefetched, and
 is rebuilt by Lightning with another sampler on several devices. Here the plan says which rows a
@@ -8,21 +8,19 @@ batch has, the loader only carries it out, and its state is two numbers.
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..functional.random import mix, permute
 from ..types import Batch
+from .batch_plan import Plan
 
-__all__ = ["BatchPlan", "Collate", "PlannedLoader", "ResumableLoader"]
+__all__ = ["Collate", "PlannedLoader", "ResumableLoader"]
 
 log = logging.getLogger("lmkit")
 
@@ -32,60 +30,6 @@ class Collate(Protocol):
 
     def __call__(self, epoch: int, rows: Tensor) -> Batch:
         """Return the batch."""
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """Which rows of a data set are in which batch of which rank.
-
-    The rows of an epoch stand in an order (shuffled by `permute`, or their own), are cut into
-    global batches of `batch_size * world_size`, and are dealt to the ranks in turn. Each row comes
-    exactly once; what the last global batch lacks is made up by filler rows, -1, so that every
-    rank has the same number of batches of the same size.
-
-    Attributes:
-        rows: size of the data set, at least 1.
-        batch_size: rows per batch and rank.
-        rank: of this process, in `[0, world_size)`.
-        world_size: number of processes.
-        seed: of the order, a new one each epoch; `None` keeps the natural order.
-
-    Example:
-        >>> plan = BatchPlan(rows=5, batch_size=2)
-        >>> [plan.batch(0, position).tolist() for position in range(len(plan))]
-        [[0, 1], [2, 3], [4, -1]]
-    """
-
-    rows: int
-    batch_size: int
-    rank: int = 0
-    world_size: int = 1
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("rows", "batch_size", "world_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-    @property
-    def global_batch(self) -> int:
-        """Rows per batch over all ranks."""
-        return self.batch_size * self.world_size
-
-    def __len__(self) -> int:
-        return math.ceil(self.rows / self.global_batch)
-
-    def batch(self, epoch: int, position: int) -> Tensor:
-        """Return the rows of this rank's batch number `position`: int64 `[batch_size]`."""
-        place = torch.arange(self.batch_size) * self.world_size + self.rank
-        place += position * self.global_batch
-        real = place < self.rows
-        rows = torch.full_like(place, -1)
-        inside = place[real]
-        rows[real] = (
-            inside if self.seed is None else permute(inside, self.rows, mix(self.seed, epoch))
-        )
-        return rows
 
 
 class PlannedLoader:
@@ -100,7 +44,7 @@ class PlannedLoader:
         num_workers: processes that make batches ahead; 0 makes them in this process.
     """
 
-    def __init__(self, plan: BatchPlan, collate: Collate, num_workers: int = 0) -> None:
+    def __init__(self, plan: Plan, collate: Collate, num_workers: int = 0) -> None:
         if num_workers < 0:
             raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
         self.plan = plan
@@ -145,7 +89,7 @@ class ResumableLoader(PlannedLoader):
 
     def __init__(
         self,
-        plan: BatchPlan,
+        plan: Plan,
         collate: Collate,
         num_workers: int = 0,
         stop: int | None = None,
@@ -187,8 +131,8 @@ class ResumableLoader(PlannedLoader):
         before, now = int(state["global_batch"]), self.plan.global_batch
         if before != now:
             log.warning(
-                "the checkpoint was written with %d rows per step over all ranks, this run has %d: "
-                "the data go on at about the same place, and not exactly",
+                "the checkpoint was written with %d rows (in buckets: tokens) per step over all "
+                "ranks, this run has %d: the data go on at about the same place, and not exactly",
                 before,
                 now,
             )
@@ -213,7 +157,7 @@ class ResumableLoader(PlannedLoader):
 class _PlannedBatches(Dataset[Batch]):
     """Item `position` is the whole batch: one process makes it, whichever that is."""
 
-    def __init__(self, plan: BatchPlan, collate: Collate, epoch: int) -> None:
+    def __init__(self, plan: Plan, collate: Collate, epoch: int) -> None:
         self.plan, self.collate, self.epoch = plan, collate, epoch
 
     def __getitem__(self, position: int) -> Batch:

@@ -100,7 +100,7 @@ class FileSource:
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """One split of a `datasets.Dataset`.
+    """One split of a `datasets.Dataset`, or in a stream of a `datasets.IterableDataset`.
 
     Attributes:
         dataset: the rows.
@@ -109,7 +109,7 @@ class DatasetSource:
         on_bad_row: what to do with a row whose text is missing.
     """
 
-    dataset: datasets.Dataset
+    dataset: datasets.Dataset | datasets.IterableDataset
     name: str
     text_column: str | None = None
     on_bad_row: OnBadRow = "error"
@@ -132,14 +132,27 @@ class DatasetSource:
 
     def key(self, cache: Path) -> str:
         """Return a hash of the data set's fingerprint and the column."""
-        return short_hash(["dataset", self.dataset._fingerprint, self._column(), self.on_bad_row])
+        import datasets
+
+        if isinstance(self.dataset, datasets.Dataset):
+            state = self.dataset._fingerprint
+        else:  # it has none, and is read to know what it holds
+            digest = hashlib.sha256()
+            for text in self.texts():
+                digest.update(text.text.encode("utf-8", "surrogatepass") + b"\0")
+            state = digest.hexdigest()
+        return short_hash(["dataset", state, self._column(), self.on_bad_row])
 
     def _column(self) -> str:
-        strings = [
-            name
-            for name, feature in self.dataset.features.items()
-            if getattr(feature, "dtype", None) in ("string", "large_string")
-        ]
+        if self.dataset.features is None:  # an iterable one may not know
+            row: dict[str, Any] = next(iter(self.dataset), {})
+            strings = [name for name, value in row.items() if isinstance(value, str)]
+        else:
+            strings = [
+                name
+                for name, feature in self.dataset.features.items()
+                if getattr(feature, "dtype", None) in ("string", "large_string")
+            ]
         return guess_column(strings, self.text_column, self.name)
 
 

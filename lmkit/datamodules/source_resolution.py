@@ -14,7 +14,7 @@ from .source import DatasetSource, FileSource, TextOptions, TextSource, expand_f
 from .text_files import text_format
 
 if TYPE_CHECKING:
-    import datasets
+    pass
 
 __all__ = ["Files", "is_plain_source", "resolve_sources"]
 
@@ -28,6 +28,7 @@ def resolve_sources(
     files: dict[str, Files | None],
     options: TextOptions,
     cache: Path,
+    streaming: bool = False,
 ) -> dict[str, TextSource]:
     """Return the sources of the splits that there are, among `train`, `val` and `test`.
 
@@ -37,6 +38,7 @@ def resolve_sources(
         files: split -> its files, which take the place of that split of `source`.
         options: how to read files.
         cache: folder where the embedded corpus is kept.
+        streaming: leave a data set of the hub there, and take iterable ones.
 
     Raises:
         ValueError: something named is not there, or both `source` and a train file are given.
@@ -52,7 +54,7 @@ def resolve_sources(
         plain = TextOptions()  # its own format, whatever is asked of the user's files
         title = f"the embedded corpus (documentation of Python {platform.python_version()})"
         return {split: FileSource((path,), plain, title) for split, path in corpus.items()}
-    sources = {} if source is None else _sources_of(source, options)
+    sources = {} if source is None else _sources_of(source, options, streaming)
     for split, names in files.items():
         if names:
             sources[split] = FileSource(expand_files(names, f"{split}_file"), options)
@@ -68,17 +70,18 @@ def is_plain_source(source: Any) -> bool:
     )
 
 
-def _sources_of(source: Any, options: TextOptions) -> dict[str, TextSource]:
+def _sources_of(source: Any, options: TextOptions, streaming: bool) -> dict[str, TextSource]:
     if isinstance(source, str | Path) or (
         isinstance(source, Sequence) and all(isinstance(name, str | Path) for name in source)
     ):
         if isinstance(source, str) and _is_hub_name(source):
-            return _splits_of(_load_from_hub(source), source, options)
+            data = _load_from_hub(source, streaming)
+            return _splits_of(data, source, options, streaming)
         found = expand_files(source, "source")
         one_folder = isinstance(source, str | Path) and Path(source).expanduser().is_dir()
         splits = split_files(found) if one_folder else {"train": found}
         return {split: FileSource(paths, options) for split, paths in splits.items()}
-    return _splits_of(source, "source", options)
+    return _splits_of(source, "source", options, streaming)
 
 
 def _is_hub_name(name: str) -> bool:
@@ -92,16 +95,17 @@ def _is_hub_name(name: str) -> bool:
     return not looks_local and name.count("/") <= 2
 
 
-def _load_from_hub(name: str) -> Any:
+def _load_from_hub(name: str, streaming: bool) -> Any:
     import datasets
 
+    how = {"streaming": True} if streaming else {}
     parts = name.split("/")
     # "a/b" is an owner and a name, or a name and a configuration: the former first.
     attempts = [(name,), tuple(parts)] if len(parts) == 2 else [("/".join(parts[:2]), *parts[2:])]
     failures = []
     for attempt in attempts:
         try:
-            return datasets.load_dataset(*attempt)
+            return datasets.load_dataset(*attempt, **how)
         except Exception as error:  # the hub, the network, pyarrow and scripts each raise their own
             failures.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
     here = [entry.name for entry in Path.cwd().iterdir()]
@@ -114,16 +118,20 @@ def _load_from_hub(name: str) -> Any:
     )
 
 
-def _splits_of(data: Any, name: str, options: TextOptions) -> dict[str, TextSource]:
+def _splits_of(
+    data: Any, name: str, options: TextOptions, streaming: bool
+) -> dict[str, TextSource]:
     import datasets
 
-    if isinstance(data, datasets.Dataset):
+    iterable = streaming and isinstance(data, datasets.IterableDataset)
+    if iterable or isinstance(data, datasets.Dataset):
         return {"train": _dataset_source(data, name, options)}
-    if not isinstance(data, datasets.DatasetDict):
+    iterables = streaming and isinstance(data, datasets.IterableDatasetDict)
+    if not iterables and not isinstance(data, datasets.DatasetDict):
         raise TypeError(
             "source must be a hub name, files, a datasets.Dataset or a datasets.DatasetDict, got "
-            f"{type(data).__name__}; an iterable data set can be written to files first "
-            "(to_json) and those passed as train_file"
+            f"{type(data).__name__}; an iterable data set needs streaming=True, or can be written "
+            "to files first (to_json) and those passed as train_file"
         )
     names = {**_SPLITS, "test": "test"}
     sources: dict[str, TextSource] = {}
@@ -135,5 +143,5 @@ def _splits_of(data: Any, name: str, options: TextOptions) -> dict[str, TextSour
     return sources
 
 
-def _dataset_source(rows: datasets.Dataset, name: str, options: TextOptions) -> DatasetSource:
+def _dataset_source(rows: Any, name: str, options: TextOptions) -> DatasetSource:
     return DatasetSource(rows, name, options.text_column, options.on_bad_row)

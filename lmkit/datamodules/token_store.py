@@ -1,9 +1,10 @@
 """Token ids of a corpus on disk, read as a memory map.
 
 A store is a folder: `tokens.bin` (uint16, or uint32 where the vocabulary needs it), `offsets.bin`
-(int64, where each document starts), `meta.json`. Its name is a hash of everything that it depends
-on, it is written beside and renamed into place (`token_writer.py`), and so it is either whole or
-not there.
+(int64, where each document starts), `meta.json`; where they were asked for, `words.bin` (one bit
+per token, whether it is the first of its word) and `sentences.bin` (int64, where each sentence
+starts). Its name is a hash of everything that it depends on, it is written beside and renamed into
+place (`token_writer.py`), and so it is either whole or not there.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class TokenStore:
         documents: how many there are.
         tokens: how many there are, separators included.
         text_bytes: size of the text in UTF-8.
+        has_words: whether it knows where words begin.
+        sentence_count: how many sentences there are, `None` if it does not know.
 
     Raises:
         FileNotFoundError: there is no whole store at `path`.
@@ -69,36 +72,81 @@ class TokenStore:
             self.tokens = int(meta["tokens"])
             self.text_bytes = int(meta["text_bytes"])
             self.dtype = np.dtype(meta["dtype"])
-            whole = (path / "tokens.bin").stat().st_size == self.tokens * self.dtype.itemsize and (
-                path / "offsets.bin"
-            ).stat().st_size == self.documents * 8
+            self.has_words = bool(meta.get("words"))
+            self.sentence_count: int | None = meta.get("sentences")
+            sizes = self._sizes()
+            whole = all((path / name).stat().st_size == size for name, size in sizes.items())
         except (OSError, ValueError, KeyError, TypeError):
             whole = False
         if not whole:
             raise FileNotFoundError(f"no whole token store at {path}")
-        self._map: mmap.mmap | None = None
+        self._maps: dict[str, mmap.mmap] = {}
         self._read = 0
+
+    def _sizes(self) -> dict[str, int]:
+        sizes = {
+            "tokens.bin": self.tokens * int(self.dtype.itemsize),
+            "offsets.bin": self.documents * 8,
+        }
+        if self.has_words:
+            sizes["words.bin"] = -(-self.tokens // 8)
+        if self.sentence_count is not None:
+            sizes["sentences.bin"] = self.sentence_count * 8
+        return sizes
 
     @property
     def ids(self) -> NDArray[Any]:
         """All token ids in a row, read-only: uint16 or uint32 `[tokens]`."""
         if not self.tokens:
             return np.zeros(0, self.dtype)
-        if self._map is None:
-            with (self.path / "tokens.bin").open("rb") as stream:
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.frombuffer(self._map, self.dtype)
+        return np.frombuffer(self._mapped("tokens.bin"), self.dtype)
 
-    def take(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the ids at `places`, of the same shape, for rows in its first dimension."""
+    def _mapped(self, name: str) -> mmap.mmap:
+        if name not in self._maps:
+            with (self.path / name).open("rb") as stream:
+                self._maps[name] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[name]
+
+    def take(self, places: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
+        """Return the ids at `places`, of the same shape, which lie in about `rows` stretches."""
         taken = self.ids[places].astype(np.int64)
-        self._read += len(places)
-        if self._read > _ROWS_MAPPED and self._map is not None and hasattr(self._map, "madvise"):
+        self._read += rows
+        if self._read > _ROWS_MAPPED and hasattr(mmap.mmap, "madvise"):
             # What was read stays mapped, and counts as this process's memory, which would grow to
             # the size of the corpus. Given back it is still in the system's page cache.
-            self._map.madvise(mmap.MADV_DONTNEED)
+            for mapped in self._maps.values():
+                mapped.madvise(mmap.MADV_DONTNEED)
             self._read = 0
         return taken
+
+    def starts_word(self, places: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether the tokens at `places` are the first of their words, of the same shape.
+
+        Raises:
+            ValueError: the store was written without words.
+        """
+        if not self.has_words:
+            raise ValueError(f"the token store {self.path} has no words; write it with words=True")
+        if not self.tokens:
+            return np.zeros(places.shape, bool)
+        octets = np.frombuffer(self._mapped("words.bin"), np.uint8)[places >> 3]
+        starts: NDArray[np.bool_] = (octets << (places & 7) & 0x80) > 0
+        return starts
+
+    @property
+    def sentences(self) -> NDArray[np.int64]:
+        """Where each sentence starts: int64 `[sentence_count]`.
+
+        Raises:
+            ValueError: the store was written without sentences.
+        """
+        if self.sentence_count is None:
+            raise ValueError(
+                f"the token store {self.path} has no sentences; write it with sentences=True"
+            )
+        if not self.sentence_count:
+            return np.zeros(0, np.int64)
+        return np.memmap(self.path / "sentences.bin", np.int64, mode="r")
 
     @property
     def offsets(self) -> NDArray[np.int64]:
@@ -110,7 +158,7 @@ class TokenStore:
     @property
     def disk_bytes(self) -> int:
         """Size of the store on disk."""
-        return self.tokens * int(self.dtype.itemsize) + self.documents * 8
+        return sum(self._sizes().values())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None}
+        return {**self.__dict__, "_maps": {}}

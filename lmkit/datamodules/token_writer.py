@@ -5,26 +5,29 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ..tokenization import EncodedText
+from .cache_entry import building_folder, put_in_place
+from .sentences import sentence_starts
 from .text_rows import Text
 from .token_store import FORMAT_VERSION, TokenStore
 
-__all__ = ["Encode", "Route", "write_stores"]
+__all__ = ["Encode", "EncodeWords", "Route", "write_stores"]
 
 # One call of the tokenizer: enough documents to feed its threads, few enough to stay small.
 _DOCUMENTS = 1000
 _CHARACTERS = 1 << 20
 
 Encode = Callable[[list[str]], list[list[int]]]
+EncodeWords = Callable[[list[str]], list[EncodedText]]
 Route = Callable[[Text], str]
 
 
@@ -32,10 +35,12 @@ def write_stores(
     texts: Iterable[Text],
     targets: dict[str, Path],
     *,
-    encode: Encode,
+    encode: Encode | EncodeWords,
     separator: int,
     vocab_size: int,
     route: Route | None = None,
+    words: bool = False,
+    sentences: bool = False,
     name: str = "text",
 ) -> dict[str, TokenStore]:
     """Tokenize a stream of texts into one store, or into several by a route.
@@ -45,11 +50,14 @@ def write_stores(
     Args:
         texts: documents, or pieces of long ones in order.
         targets: split -> folder of its store; the folder's name is the store's key.
-        encode: from texts to ids, without special tokens.
+        encode: from texts to ids, without special tokens; for words and sentences, to
+            `EncodedText`.
         separator: id written after each document.
         vocab_size: number of ids; decides between 2 and 4 bytes per token.
         route: from a text to its split; needed with more than one target. All pieces of a
             document go where its first piece goes.
+        words: write where words begin, too.
+        sentences: write where sentences begin, too, by `sentence_starts`.
         name: for the progress bar, which shows on a terminal after two seconds.
 
     Raises:
@@ -59,7 +67,8 @@ def write_stores(
     only = next(iter(targets))
     with ExitStack() as stack:
         writers = {
-            split: stack.enter_context(_Writer(path, dtype)) for split, path in targets.items()
+            split: stack.enter_context(_Writer(path, dtype, words, sentences))
+            for split, path in targets.items()
         }
         bar = stack.enter_context(
             tqdm(desc=f"tokenizing {name}", unit=" documents", delay=2, disable=None, leave=False)
@@ -67,11 +76,11 @@ def write_stores(
         split, starts = only, True
         try:
             for batch in _batches(texts):
-                encoded = encode([text.text for text in batch])
-                for text, ids in zip(batch, encoded, strict=True):
+                encoded: Sequence[Any] = encode([text.text for text in batch])
+                for text, tokens in zip(batch, encoded, strict=True):
                     if starts:
                         split = route(text) if route else only
-                    writers[split].add(text, ids, starts, separator)
+                    writers[split].add(text, tokens, starts, separator)
                     starts = text.ends
                 for writer in writers.values():
                     writer.flush()
@@ -90,68 +99,95 @@ def write_stores(
 class _Writer:
     """One store in the making, in a folder of its own that is removed unless it is finished."""
 
-    def __init__(self, final: Path, dtype: np.dtype[Any]) -> None:
+    def __init__(self, final: Path, dtype: np.dtype[Any], words: bool, sentences: bool) -> None:
         self.final, self.dtype = final, dtype
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(final.parent)
-        token = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self.folder = final.parent / f".building-{token}"
-        self.documents = self.tokens = self.text_bytes = 0
+        self.words, self.sentences = words, sentences
+        self.folder = building_folder(final)
+        self.documents = self.tokens = self.text_bytes = self.sentence_count = 0
         self.held: list[int] = []
         self.starts: list[int] = []
+        self.starts_word: list[bool] = []
+        self.starts_sentence: list[int] = []
+        self.files: dict[str, IO[bytes]] = {}
 
     def __enter__(self) -> _Writer:
         self.folder.mkdir()
-        self.ids: IO[bytes] = (self.folder / "tokens.bin").open("wb")
-        self.offsets: IO[bytes] = (self.folder / "offsets.bin").open("wb")
+        asked = {"tokens": True, "offsets": True, "words": self.words, "sentences": self.sentences}
+        for name, wanted in asked.items():
+            if wanted:
+                self.files[name] = (self.folder / f"{name}.bin").open("wb")
         return self
 
     def __exit__(self, *exception: object) -> None:
         # Closing a file on a full disk raises too; the folder has to go in any case.
         try:
-            self.ids.close()
-            self.offsets.close()
+            for stream in self.files.values():
+                stream.close()
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def add(self, text: Text, ids: Sequence[int], starts: bool, separator: int) -> None:
+    def add(
+        self, text: Text, tokens: Sequence[int] | EncodedText, starts: bool, separator: int
+    ) -> None:
+        place = self.tokens + len(self.held)
         if starts:
-            self.starts.append(self.tokens + len(self.held))
-        self.held.extend(ids)
+            self.starts.append(place)
+        if isinstance(tokens, EncodedText):
+            self.held.extend(tokens.ids)
+            self._note(text, tokens, place)
+        elif self.words or self.sentences:
+            raise TypeError("encode must return EncodedText, for words and sentences")
+        else:
+            self.held.extend(tokens)
         if text.ends:
             self.held.append(separator)
         self.text_bytes += len(text.text.encode("utf-8", "surrogatepass"))
 
-    def flush(self) -> None:
-        self.ids.write(np.asarray(self.held, dtype=self.dtype).tobytes())
-        self.offsets.write(np.asarray(self.starts, dtype=np.int64).tobytes())
+    def _note(self, text: Text, tokens: EncodedText, place: int) -> None:
+        if self.words:
+            self.starts_word.extend(tokens.starts_word.tolist())
+            self.starts_word.extend([True] * text.ends)  # the separator
+        if self.sentences and tokens.ids:
+            # A sentence begins with the first token that reaches beyond its first character; one
+            # without a token of its own is none.
+            first = np.searchsorted(tokens.ends, sentence_starts(text.text), "right")
+            first = np.unique(np.append(first[1:], 0))
+            self.starts_sentence.extend((place + first[first < len(tokens.ids)]).tolist())
+
+    def flush(self, last: bool = False) -> None:
+        self._write("tokens", np.asarray(self.held, self.dtype))
+        self._write("offsets", np.asarray(self.starts, np.int64))
+        self._write("sentences", np.asarray(self.starts_sentence, np.int64))
+        # Eight tokens to a byte: what does not fill one waits for the next.
+        whole = len(self.starts_word) if last else len(self.starts_word) // 8 * 8
+        self._write("words", np.packbits(np.asarray(self.starts_word[:whole], bool)))
         self.tokens += len(self.held)
         self.documents += len(self.starts)
-        self.held, self.starts = [], []
+        self.sentence_count += len(self.starts_sentence)
+        self.held, self.starts, self.starts_sentence = [], [], []
+        del self.starts_word[:whole]
+
+    def _write(self, name: str, values: NDArray[Any]) -> None:
+        if name in self.files:
+            self.files[name].write(values.tobytes())
 
     def finish(self) -> TokenStore:
+        self.flush(last=True)
         meta = {
             "version": FORMAT_VERSION,
             "documents": self.documents,
             "tokens": self.tokens,
             "text_bytes": self.text_bytes,
             "dtype": self.dtype.name,
+            **({"words": True} if self.words else {}),
+            **({"sentences": self.sentence_count} if self.sentences else {}),
         }
-        for stream in (self.ids, self.offsets):
+        for stream in self.files.values():
             stream.flush()
             os.fsync(stream.fileno())
             stream.close()
         (self.folder / "meta.json").write_text(json.dumps(meta))
-        try:
-            self.folder.rename(self.final)
-        except OSError:
-            # Somebody else finished first, with the same content, or left a broken one.
-            try:
-                return TokenStore(self.final)
-            except FileNotFoundError:
-                shutil.rmtree(self.final, ignore_errors=True)
-                self.folder.rename(self.final)
-        return TokenStore(self.final)
+        return put_in_place(self.folder, self.final, TokenStore)
 
 
 def _batches(texts: Iterable[Text]) -> Iterator[list[Text]]:
@@ -165,23 +201,3 @@ def _batches(texts: Iterable[Text]) -> Iterator[list[Text]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove what processes of this machine left when they were killed."""
-    for path in folder.glob(f".building-{socket.gethostname()}-*"):
-        pid = path.name.rsplit("-", 2)[1]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    if os.name == "nt":  # there, signal 0 would end the process
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -2,18 +2,26 @@
 
 from .loading import load_tokenizer, tokenizer_digest, tokenizer_from_files, tokenizer_to_files
 from .special import (
+    PairAffixes,
+    pair_affixes,
     require_mask_token,
     require_pad_token,
+    require_sentinels,
     require_separator,
     special_affixes,
     text_encoder,
 )
 from .training import train_tokenizer
+from .word_encoder import EncodedText, word_encoder
 
 __all__ = [
+    "EncodedText",
+    "PairAffixes",
     "load_tokenizer",
+    "pair_affixes",
     "require_mask_token",
     "require_pad_token",
+    "require_sentinels",
     "require_separator",
     "special_affixes",
     "text_encoder",
@@ -21,4 +29,5 @@ __all__ = [
     "tokenizer_from_files",
     "tokenizer_to_files",
     "train_tokenizer",
+    "word_encoder",
 ]

@@ -34,6 +34,7 @@ def train_tokenizer(
     *,
     lowercase: bool | None = None,
     affixes: bool = True,
+    sentinels: int = 0,
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer on a stream of texts; the same texts give the same tokenizer.
 
@@ -48,19 +49,25 @@ def train_tokenizer(
         vocab_size: size of the vocabulary, special tokens included; a small text gives fewer.
         lowercase: fold case (and, for WordPiece, accents); by default WordPiece does, BPE does not.
         affixes: put `[CLS] [SEP]` or `<s> </s>` around a text, as masked language models have it.
+        sentinels: end the vocabulary with so many, `<extra_id_0>` last, that stand for spans of a
+            text, and put only `</s>` behind a text, as T5 has it (arXiv:1910.10683); needs `bpe`.
 
     Raises:
-        ValueError: unknown `kind`, `vocab_size` too small, or no text.
+        ValueError: unknown `kind`, `vocab_size` too small, no text, or sentinels for WordPiece.
 
     Example:
         >>> tokenizer = train_tokenizer(["a small text", "a smaller text"], vocab_size=60)
         >>> tokenizer.decode(tokenizer("a small text").input_ids)
         '[CLS] a small text [SEP]'
     """
+    if sentinels < 0 or (sentinels and kind == "wordpiece"):
+        raise ValueError(
+            f"sentinels must be 0 or more, and need the kind 'bpe'; got {sentinels} for {kind!r}"
+        )
     if kind == "wordpiece":
         return _train_wordpiece(texts, vocab_size, lowercase is not False, affixes)
     if kind == "bpe":
-        return _train_bpe(texts, vocab_size, bool(lowercase), affixes)
+        return _train_bpe(texts, vocab_size, bool(lowercase), affixes, sentinels)
     raise ValueError(f"tokenizer kind must be 'wordpiece' or 'bpe', got {kind!r}")
 
 
@@ -108,13 +115,13 @@ def _train_wordpiece(
 
 
 def _train_bpe(
-    texts: Iterable[str], vocab_size: int, lowercase: bool, affixes: bool
+    texts: Iterable[str], vocab_size: int, lowercase: bool, affixes: bool, sentinels: int
 ) -> PreTrainedTokenizerFast:
-    least = 256 + len(BPE_SPECIALS)
-    if vocab_size < least:
+    special = len(BPE_SPECIALS) + sentinels
+    if vocab_size < 256 + special:
         raise ValueError(
-            f"vocab_size must be at least {least} for byte-level BPE (256 bytes and "
-            f"{len(BPE_SPECIALS)} special tokens), got {vocab_size}"
+            f"vocab_size must be at least {256 + special} for byte-level BPE (256 bytes and "
+            f"{special} special tokens), got {vocab_size}"
         )
     tokenizer = Tokenizer(models.BPE())
     if lowercase:
@@ -124,7 +131,7 @@ def _train_bpe(
     seen = Counter[str]()
     mask = AddedToken("<mask>", lstrip=True, special=True)  # as RoBERTa: takes the space before
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - sentinels,
         special_tokens=[*BPE_SPECIALS[:4], mask],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -132,13 +139,23 @@ def _train_bpe(
     tokenizer.train_from_iterator(_counted(texts, seen), trainer)
     if not seen["texts"]:
         raise ValueError("there is no text to train a tokenizer on")
-    if affixes:
+    # A sentinel takes the space before it, as the first token of the span that it stands for has.
+    names = [f"<extra_id_{number}>" for number in reversed(range(sentinels))]
+    tokenizer.add_special_tokens([AddedToken(n, lstrip=True, special=True) for n in names])
+    if sentinels:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A </s>",
+            pair="$A </s> $B </s>",
+            special_tokens=[("</s>", BPE_SPECIALS.index("</s>"))],
+        )
+    elif affixes:
         tokenizer.post_processor = processors.RobertaProcessing(
             ("</s>", BPE_SPECIALS.index("</s>")),
             ("<s>", BPE_SPECIALS.index("<s>")),
             add_prefix_space=False,
         )
-    roles = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": mask} if affixes else {}
+    masked = affixes and not sentinels
+    roles = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": mask} if masked else {}
     return _wrap(
         tokenizer,
         bos_token="<s>",

@@ -10,20 +10,41 @@ from lmkit.tokenization import tokenizer_digest, train_tokenizer
 from tests.tiny import sentences, write_text
 
 from .recorder import Recorder, make_trainer
-from .small_data import both_objectives, ready, targets
+from .small_data import both_objectives, ready
+
+
+def shapes(batch):
+    assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+    return {name: tuple(tensor.shape) for name, tensor in batch.items()}
+
+
+def texts_of(loader):
+    return [batch["input_ids"].tolist() for batch in loader]
 
 
 @both_objectives
-def test_a_batch_has_the_contracts_tensors(make, train):
-    data = ready(make, train_file=str(train))
-    batch = next(iter(data.train_dataloader()))
-    assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == {
-        "input_ids": (4, 16),
-        "attention_mask": (4, 16),
-        "labels": (4, 16),
-        "index": (4,),
-    }
-    assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+@pytest.mark.parametrize("batching", ["pack", "bucket", "chunk"])
+def test_a_batch_has_the_contracts_tensors(make, batching, train):
+    data = ready(make, train_file=str(train), batching=batching, eval_batching=batching)
+    masked, packed = make is MaskedLMDataModule, batching == "pack"
+    for training, loader in ((True, data.train_dataloader()), (False, data.val_dataloader())):
+        for batch in loader:
+            rows, width = batch["input_ids"].shape
+            names = ["input_ids", "attention_mask", "labels"]
+            names += ["segment_ids", "position_ids"] if packed else []
+            expected = dict.fromkeys(names, (rows, width)) | {"index": (rows,)}
+            if masked and training:
+                expected["label_positions"] = (rows, max(1, round(0.15 * width)))
+            assert shapes(batch) == expected
+            assert rows * width == 4 * 16 if batching != "bucket" else rows * width <= 4 * 16
+
+
+def test_training_packs_and_evaluation_buckets_by_default(train):
+    data = ready(MaskedLMDataModule, train_file=str(train), val_fraction=0.5)
+    assert shapes(next(iter(data.train_dataloader())))["input_ids"] == (4, 16)
+    widths = [shapes(batch)["input_ids"][1] for batch in data.val_dataloader()]
+    assert set(widths) == {8, 16} and widths == sorted(widths)
+    assert all("segment_ids" not in batch for batch in data.val_dataloader())
 
 
 @pytest.mark.parametrize(
@@ -32,6 +53,7 @@ def test_a_batch_has_the_contracts_tensors(make, train):
         {"document": "file", "val_fraction": 0},
         {"vocab_size": 100},
         {"max_length": 24},
+        {"batching": "chunk"},
         {"mask_rate": 0.3},
         {"val_fraction": 0.5},
         {"seed": 3},
@@ -111,10 +133,12 @@ def test_the_seed_is_that_of_seed_everything(train, monkeypatch):
 
 def test_testing_falls_back_on_validation_and_says_so(tmp_path, train, caplog):
     data = ready(CausalLMDataModule, train_file=str(train))
-    assert targets(data.test_dataloader()) == data.statistics["val/tokens"]
+    assert texts_of(data.test_dataloader()) == texts_of(data.val_dataloader())
+    assert "there is no test text: testing on the validation text" in caplog.text
     test = write_text(tmp_path / "test.txt", 5, seed=2)
     data = ready(CausalLMDataModule, train_file=str(train), test_file=str(test))
-    assert targets(data.test_dataloader()) == data.statistics["test/tokens"]
+    assert texts_of(data.test_dataloader()) != texts_of(data.val_dataloader())
+    assert data.statistics["test/documents"] == 5
 
 
 def test_without_any_source_there_is_the_embedded_corpus():
@@ -122,42 +146,6 @@ def test_without_any_source_there_is_the_embedded_corpus():
     assert "embedded corpus" in data.statistics["source"]
     assert data.statistics["train/tokens"] > 150_000
     assert {"val/rows", "test/rows"} <= set(data.statistics)
-
-
-def test_a_corpus_smaller_than_a_batch_is_filled_up(tmp_path):
-    path = tmp_path / "small.txt"
-    path.write_text("one text\nanother text\n")
-    data = ready(MaskedLMDataModule, train_file=str(path), batch_size=32)
-    (batch,) = data.train_dataloader()
-    assert batch["index"].tolist() == [0] + [-1] * 31
-    assert (batch["labels"][1:] == -100).all()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_length": 7}, "max_length must be at least 8, got 7"),
-        ({"val_fraction": 1.0}, r"val_fraction must lie in \[0, 1\), got 1.0"),
-        ({"batch_size": 0}, "batch_size and eval_batch_size must be at least 1"),
-        ({"mask_rate": 1.5}, r"mask_rate must lie in \[0, 1\], got 1.5"),
-        ({"random_from": "words"}, "random_from must be non_special or vocab, got 'words'"),
-        ({"document": "page"}, "document must be one of"),
-    ],
-)
-def test_settings_out_of_range_are_refused_at_once(options, message):
-    with pytest.raises(ValueError, match=message):
-        MaskedLMDataModule(**options)
-
-
-def test_without_training_text_only_training_is_refused(tmp_path, train):
-    own = tmp_path / "own"
-    train_tokenizer(sentences(50), "bpe", 300, affixes=False).save_pretrained(own)
-    data = ready(CausalLMDataModule, val_file=str(train), tokenizer=str(own))
-    assert targets(data.val_dataloader()) == data.statistics["val/tokens"]
-    with pytest.raises(ValueError, match="no train text; pass train_file or source"):
-        data.train_dataloader()
-    with pytest.raises(ValueError, match="no tokenizer and no training text"):
-        ready(CausalLMDataModule, val_file=str(train))
 
 
 class RankRecorder(Recorder):
@@ -172,14 +160,17 @@ class RankRecorder(Recorder):
         path.write_text(json.dumps([self.seen, self.validated]))
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_two_ranks_see_what_one_sees_once(tmp_path, train, num_workers):
+@pytest.mark.parametrize(
+    ("num_workers", "batching"), [(0, "pack"), (1, "pack"), (0, "bucket"), (0, "chunk")]
+)
+def test_two_ranks_see_what_one_sees_once(tmp_path, train, num_workers, batching):
     options = {
         "train_file": str(train),
         "vocab_size": 300,
         "max_length": 16,
         "val_fraction": 0.3,
         "num_workers": num_workers,
+        "batching": batching,
     }
     one = Recorder()
     make_trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(
@@ -199,8 +190,12 @@ def test_two_ranks_see_what_one_sees_once(tmp_path, train, num_workers):
     trainer.fit(RankRecorder(tmp_path), MaskedLMDataModule(batch_size=2, **options))
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     for part, alone in enumerate((one.seen, one.validated)):
-        joined = [sorted(a[0] + b[0]) for a, b in zip(ranks[0][part], ranks[1][part], strict=True)]
-        assert joined == [sorted(rows) for rows, _ in alone]
+        joined = [
+            [sorted(a[0] + b[0]), a[1] + b[1]]
+            for a, b in zip(ranks[0][part], ranks[1][part], strict=True)
+        ]
+        # The same rows at each step, and the same masks: the ids have the same sum.
+        assert joined == [[sorted(rows), total] for rows, total in alone]
 
 
 def test_real_wikitext_is_read_whole(data_folder, tmp_path):

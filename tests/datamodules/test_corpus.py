@@ -1,9 +1,12 @@
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from lmkit.datamodules import CausalLMDataModule, corpus
-from tests.tiny import sentences
+from lmkit.datamodules.corpus import token_stores
+from lmkit.datamodules.source import FileSource, TextOptions
+from tests.tiny import sentences, tokenizer
 
 from .small_data import both_objectives, ready
 
@@ -65,3 +68,18 @@ def test_a_file_of_blank_lines_is_refused(tmp_path, train):
     (tmp_path / "blank.txt").write_text("\n \n\t\n")
     with pytest.raises(ValueError, match=r"val: there is no text in .*blank\.txt"):
         ready(CausalLMDataModule, train_file=str(train), val_file=str(tmp_path / "blank.txt"))
+
+
+def test_words_have_a_store_of_their_own_and_do_not_change_the_tokens(tmp_path, train):
+    source = FileSource((train,), TextOptions())
+    stores = [
+        token_stores({"train": source}, None, tokenizer(), 3, tmp_path, **asked)["train"]
+        for asked in ({}, {"words": True}, {"words": True, "sentences": True})
+    ]
+    assert len({store.path for store in stores}) == 3
+    assert stores[0].ids.tolist() == stores[1].ids.tolist() == stores[2].ids.tolist()
+    assert [store.has_words for store in stores] == [False, True, True]
+    assert stores[2].sentences.tolist() == stores[2].offsets.tolist()
+    names = tokenizer().convert_ids_to_tokens(stores[1].ids.tolist())
+    starts = stores[1].starts_word(np.arange(stores[1].tokens)).tolist()
+    assert starts == [not name.startswith("##") for name in names]

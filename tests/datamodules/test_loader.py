@@ -1,9 +1,12 @@
+"""What carries out a plan, and goes on from a state."""
+
 import multiprocessing
 
 import pytest
 import torch
 
-from lmkit.datamodules.loader import BatchPlan, PlannedLoader, ResumableLoader
+from lmkit.datamodules.batch_plan import BatchPlan, BucketPlan
+from lmkit.datamodules.loader import PlannedLoader, ResumableLoader
 
 
 def collate(epoch, rows):
@@ -12,44 +15,6 @@ def collate(epoch, rows):
 
 def rows_of(plan, epoch=0):
     return [plan.batch(epoch, position).tolist() for position in range(len(plan))]
-
-
-def real(batches):
-    return [row for batch in batches for row in batch if row >= 0]
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("rows", [1, 5, 12, 13])
-def test_ranks_together_see_every_row_once_in_equally_many_batches(rows, world_size):
-    plans = [BatchPlan(rows, 2, rank, world_size, seed=3) for rank in range(world_size)]
-    assert len({len(plan) for plan in plans}) == 1
-    seen = [row for plan in plans for row in real(rows_of(plan))]
-    assert sorted(seen) == list(range(rows))
-    assert all(len(batch) == 2 for plan in plans for batch in rows_of(plan))
-
-
-def test_two_ranks_share_the_global_batches_of_one():
-    one = rows_of(BatchPlan(13, 4, seed=3))
-    two = [rows_of(BatchPlan(13, 2, rank, 2, seed=3)) for rank in range(2)]
-    assert [sorted(a + b) for a, b in zip(*two, strict=True)] == [sorted(batch) for batch in one]
-
-
-def test_epochs_have_different_orders_of_the_same_rows():
-    plan = BatchPlan(50, 5, seed=3)
-    first, second = real(rows_of(plan, 0)), real(rows_of(plan, 1))
-    assert first != second and sorted(first) == sorted(second) == list(range(50))
-    assert first == real(rows_of(plan, 0))
-    assert first != real(rows_of(BatchPlan(50, 5, seed=4), 0))
-
-
-def test_evaluation_keeps_the_order_of_the_text():
-    assert real(rows_of(BatchPlan(7, 3))) == list(range(7))
-
-
-@pytest.mark.parametrize("field", ["rows", "batch_size", "world_size"])
-def test_a_plan_of_nothing_is_refused(field):
-    with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
-        BatchPlan(**{"rows": 1, "batch_size": 1, field: 0})
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -75,8 +40,14 @@ def test_negative_workers_are_refused():
         PlannedLoader(BatchPlan(1, 1), collate, -1)
 
 
-def make(stop=None, clock=None, batch_size=2, num_workers=0):
-    return ResumableLoader(BatchPlan(10, batch_size, seed=1), collate, num_workers, stop, clock)
+PLANS = {
+    "batch": lambda size: BatchPlan(10, size, seed=1),
+    "bucket": lambda size: BucketPlan([(4, 8), (10, 16)], 16 * size, seed=1),
+}
+
+
+def make(stop=None, clock=None, batch_size=2, num_workers=0, plan="batch"):
+    return ResumableLoader(PLANS[plan](batch_size), collate, num_workers, stop, clock)
 
 
 def take(loader, count):
@@ -88,19 +59,29 @@ def take(loader, count):
 
 
 @pytest.mark.parametrize(
-    ("position", "num_workers"), [*((n, 0) for n in range(1, 12)), (3, 2), (5, 2), (6, 2)]
+    ("position", "num_workers"), [*((n, 0) for n in range(1, 11)), (3, 2), (4, 2), (5, 2), (6, 2)]
 )
-def test_state_counts_what_was_handed_over(position, num_workers):
-    straight = make()
-    whole = [batch for _ in range(3) for batch in take(straight, 5)]
-    first, second = make(num_workers=num_workers), make(num_workers=num_workers)
+@pytest.mark.parametrize("plan", PLANS)
+def test_state_counts_what_was_handed_over(plan, position, num_workers):
+    straight = make(plan=plan)
+    epoch = len(straight)
+    whole = [batch for _ in range(3) for batch in take(straight, epoch)]
+    assert epoch < 6 and len(whole) == 3 * epoch
+    first, second = (make(num_workers=num_workers, plan=plan) for _ in range(2))
     seen = []
     while len(seen) < position:
-        seen += take(first, min(5, position - len(seen)))
+        seen += take(first, min(epoch, position - len(seen)))
     second.load_state_dict(first.state_dict())
     while len(seen) < len(whole):
         seen += take(second, len(whole) - len(seen))
     assert seen == whole
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_evaluation_is_the_same_each_time(num_workers):
+    loader = PlannedLoader(PLANS["bucket"](2), collate, num_workers)
+    first, second = ([batch["index"].tolist() for batch in loader] for _ in range(2))
+    assert first == second == rows_of(loader.plan) and len(first) == len(loader)
 
 
 def test_iterating_without_taking_a_batch_changes_nothing():
@@ -140,4 +121,13 @@ def test_another_batch_size_goes_on_at_the_same_place(caplog):
     other = make(batch_size=3)
     other.load_state_dict(loader.state_dict())
     assert other.state_dict() == {"epoch": 0, "position": 2, "global_batch": 3}
-    assert "2 rows per step over all ranks, this run has 3" in caplog.text
+    assert "2 rows (in buckets: tokens) per step over all ranks, this run has 3" in caplog.text
+
+
+def test_a_bucketed_run_with_another_budget_goes_on_at_the_same_place(caplog):
+    loader = make(plan="bucket")
+    take(loader, 3)
+    other = make(plan="bucket", batch_size=3)
+    other.load_state_dict(loader.state_dict())
+    assert other.state_dict() == {"epoch": 0, "position": 2, "global_batch": 48}
+    assert "32 rows (in buckets: tokens) per step" in caplog.text

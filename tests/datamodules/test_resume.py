@@ -41,12 +41,22 @@ CASES = {
     "accumulate": ({}, {"accumulate_grad_batches": 2}),
     "steps_only": ({}, {"max_epochs": -1}),
 }
+# The plan of the batches has nothing to do with who saves: one saver for each of these.
+PLANS = {
+    "bucket": ({"batching": "bucket"}, {}),
+    "chunk": ({"batching": "chunk"}, {}),
+    "bucket_workers": ({"batching": "bucket", "num_workers": 2}, {"limit_val_batches": 0}),
+    "bucket_accumulate": ({"batching": "bucket"}, {"accumulate_grad_batches": 2}),
+}
 
 
-@pytest.mark.parametrize("saver", ["checkpoint_callback", "own_hook"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "saver"),
+    [(case, saver) for case in CASES for saver in ("checkpoint_callback", "own_hook")]
+    + [(case, "own_hook") for case in PLANS],
+)
 def test_resumed_at_any_step_equals_uninterrupted(tmp_path, texts, case, saver):
-    data_options, options = CASES[case]
+    data_options, options = {**CASES, **PLANS}[case]
     data = make_data(texts, **data_options)
     data.setup()
     epoch = len(data.train_dataloader())
@@ -65,8 +75,10 @@ def test_resumed_at_any_step_equals_uninterrupted(tmp_path, texts, case, saver):
     assert 2 * epoch < len(whole.seen) < 3 * epoch
     checkpoints = sorted(folder.iterdir())
     assert len(checkpoints) == (len(whole.seen) if own else steps)
-    if case == "workers":
-        checkpoints = checkpoints[:: max(1, epoch // 2)] + checkpoints[epoch - 1 : epoch + 1]
+    if "num_workers" in data_options:
+        checkpoints = checkpoints[2::epoch] + checkpoints[epoch - 1 : epoch + 1]
+    elif case in PLANS:
+        checkpoints = checkpoints[::2]
     for path in checkpoints:
         state = torch.load(path, weights_only=True)
         done = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
@@ -75,6 +87,23 @@ def test_resumed_at_any_step_equals_uninterrupted(tmp_path, texts, case, saver):
             part, make_data(texts, **data_options), ckpt_path=path, weights_only=True
         )
         assert part.seen == whole.seen[done:], path.name
+
+
+def test_resumed_batches_have_the_same_tensors(tmp_path, texts):
+    """Not only the same rows: packing, masks and labels too."""
+
+    class Keeper(Recorder):
+        def training_step(self, batch, batch_idx):
+            self.seen.append({name: tensor.tolist() for name, tensor in batch.items()})
+            return self.weight * 1.0
+
+    whole, part, folder = Keeper(), Keeper(), tmp_path / "checkpoints"
+    make_trainer(tmp_path, SaveInHook(folder), max_steps=12).fit(whole, make_data(texts))
+    make_trainer(tmp_path, max_steps=12).fit(
+        part, make_data(texts), ckpt_path=folder / "003.ckpt", weights_only=True
+    )
+    assert {"label_positions", "segment_ids", "position_ids"} < set(whole.seen[0])
+    assert part.seen == whole.seen[3:]
 
 
 def test_resumed_at_an_epochs_end_begins_the_next_epoch(tmp_path, texts):
@@ -130,6 +159,7 @@ def test_validation_is_the_same_each_time(tmp_path, texts):
     [
         ({"max_length": 24}, "max_length was changed from 16 to 24"),
         ({"vocab_size": 150}, "the tokenizer was changed"),
+        ({"batching": "chunk"}, "batching was changed from pack to chunk"),
         ({"seed": 6}, "seed was changed from 5 to 6"),
     ],
 )

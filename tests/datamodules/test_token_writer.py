@@ -13,7 +13,7 @@ from lmkit.datamodules.text_rows import Text
 from lmkit.datamodules.token_store import TokenStore
 from lmkit.datamodules.token_writer import write_stores
 
-from .small_store import SEPARATOR, documents, encode, write
+from .small_store import SEPARATOR, documents, encode, encode_words, write
 
 
 def test_documents_are_laid_end_to_end(tmp_path):
@@ -48,14 +48,56 @@ def test_pieces_of_a_document_stay_together(tmp_path):
     assert stores["train"].ids.tolist() == [100, SEPARATOR]
 
 
-@pytest.mark.parametrize("file", ["tokens.bin", "offsets.bin", "meta.json"])
+FILES = ["tokens.bin", "offsets.bin", "words.bin", "sentences.bin", "meta.json"]
+WHOLE = {"encode": encode_words, "words": True, "sentences": True}
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_a_damaged_store_counts_as_absent_and_is_written_anew(tmp_path, file):
-    expected = write(documents("abc"), tmp_path).ids.tolist()
+    expected = write(documents("abc"), tmp_path, **WHOLE).ids.tolist()
     path = tmp_path / "key" / file
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(FileNotFoundError, match="no whole token store"):
         TokenStore(tmp_path / "key")
-    assert write(documents("abc"), tmp_path).ids.tolist() == expected
+    assert write(documents("abc"), tmp_path, **WHOLE).ids.tolist() == expected
+
+
+def test_a_store_knows_where_words_and_sentences_begin(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_writer, "_DOCUMENTS", 2)
+    texts = documents("One two. Three", "", "four", "a b c", "Five! Six. no 7") * 3
+    store = write(texts, tmp_path, **WHOLE)
+    words, sentences = [], []
+    for text in texts:
+        sentences += [len(words) + at for at, _ in enumerate(text.text) if at in SENTENCES[text[0]]]
+        words += [at == 0 or text.text[at - 1] == " " for at in range(len(text.text))] + [True]
+    assert store.has_words and store.tokens == len(words)
+    assert store.starts_word(np.arange(store.tokens)).tolist() == words
+    square = np.array([[0, 4], [5, 8]])
+    assert store.starts_word(square).tolist() == [[True, True], [False, False]]
+    assert store.sentences.tolist() == sentences and store.sentence_count == len(sentences)
+    plain = write(texts, tmp_path / "plain")
+    assert plain.ids.tolist() == store.ids.tolist()
+    assert plain.disk_bytes == store.disk_bytes - -(-len(words) // 8) - 8 * len(sentences)
+
+
+SENTENCES = {"One two. Three": {0, 9}, "": set(), "four": {0}, "a b c": {0}}
+SENTENCES["Five! Six. no 7"] = {0, 6}
+
+
+def test_a_piece_of_a_document_begins_a_sentence_and_a_word(tmp_path):
+    store = write([Text("ab\n", "f", 1, ends=False), Text("c", "f", 2)], tmp_path, **WHOLE)
+    assert store.documents == 1 and store.sentences.tolist() == [0, 3]
+    assert store.starts_word(np.arange(5)).tolist() == [True, False, False, True, True]
+
+
+def test_a_store_without_words_says_so(tmp_path):
+    store = write(documents("abc"), tmp_path)
+    with pytest.raises(ValueError, match="has no words; write it with words=True"):
+        store.starts_word(np.array([0]))
+    with pytest.raises(ValueError, match="has no sentences; write it with sentences=True"):
+        store.sentences.tolist()
+    with pytest.raises(TypeError, match="encode must return EncodedText"):
+        write(documents("abc"), tmp_path / "words", words=True)
 
 
 def test_who_comes_second_takes_the_first_ones_store(tmp_path):

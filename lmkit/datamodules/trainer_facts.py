@@ -1,0 +1,29 @@
+"""What a data module asks its Trainer, with answers where there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+__all__ = ["epoch_length", "epoch_number", "ranks"]
+
+
+def ranks(trainer: Trainer | None) -> tuple[int, int]:
+    """Return the rank of this process and the number of processes."""
+    return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+
+
+def epoch_number(trainer: Trainer) -> int:
+    """Return the epoch that is running or about to run, also after a resume."""
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return int(progress.processed)
+
+
+def epoch_length(trainer: Trainer | None, batches: int) -> int:
+    """Return how many of the `batches` of an epoch `limit_train_batches` leaves."""
+    limit = trainer.limit_train_batches if trainer else None
+    if limit is None:
+        return batches
+    # As Lightning counts: an int is a number of batches, a float a share of them.
+    return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
