@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from .loading import load
 from .modules import LMModule
+from .modules.sentence_objective import token_logits
 
 __all__ = ["FORMATS", "export"]
 
@@ -65,6 +66,11 @@ def export(
         module = load(module)
     module.configure_model()
     network = _plain(module)
+    if format == "onnx" and network.config.is_encoder_decoder:
+        raise ValueError(
+            "format='onnx' is for encoders and decoders, and this is an encoder-decoder; export it "
+            "as 'hf'"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         folder = Path(scratch) / "export"
@@ -148,10 +154,8 @@ class _LogitsOnly(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         extra = {} if not hasattr(self.network, "generate") else {"use_cache": False}
-        logits: torch.Tensor = self.network(
-            input_ids=input_ids, attention_mask=attention_mask, **extra
-        ).logits
-        return logits
+        output = self.network(input_ids=input_ids, attention_mask=attention_mask, **extra)
+        return token_logits(output)
 
 
 def _compare(network: PreTrainedModel, path: Path) -> None:
@@ -163,7 +167,7 @@ def _compare(network: PreTrainedModel, path: Path) -> None:
     mask[0, 9:] = 0
     (logits,) = session.run(["logits"], {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
     with torch.no_grad():
-        expected = network(input_ids=ids, attention_mask=mask).logits
+        expected = token_logits(network(input_ids=ids, attention_mask=mask))
     real = mask.bool()
     gap = (torch.from_numpy(logits)[real] - expected[real]).abs().max().item()
     if gap > 1e-3:

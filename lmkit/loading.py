@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from .modules import CausalLMModule, LMModule, MaskedLMModule
+from .modules import CausalLMModule, DenoisingModule, LMModule, MaskedLMModule, ReplacedTokenModule
 from .tokenization import load_tokenizer
 
 __all__ = ["load"]
@@ -16,8 +16,11 @@ __all__ = ["load"]
 # By the end of the architecture's name in a config.json.
 _HEADS: dict[str, type[LMModule]] = {
     "ForMaskedLM": MaskedLMModule,
+    "ElectraForPreTraining": ReplacedTokenModule,
+    "ForPreTraining": MaskedLMModule,
     "ForCausalLM": CausalLMModule,
     "LMHeadModel": CausalLMModule,
+    "ForConditionalGeneration": DenoisingModule,
 }
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import partial
 from typing import Any, ClassVar, Self, cast
 
-import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -24,15 +22,10 @@ from .checkpoint_io import AtomicCheckpointIO
 from .checks import LossGuard, check_plain, check_state, check_tokenizer, warn_of_script
 from .item_mean import ItemMean
 from .network import build_network, check_fit, fingerprint
-from .optimizer import (
-    build_optimizer,
-    build_schedule,
-    check_groups,
-    clip_gradients,
-    parameter_groups,
-    planned_steps,
-)
-from .resume import restore_gradients, seed_batch
+from .optimizer import check_groups, clip_gradients, optimizer_and_schedule
+from .resume import seed_batch, take_up
+from .speed import Speed, set_dropout
+from .step_log import log_metrics, log_step
 from .token_metrics import TokenMean
 
 __all__ = ["LMModule"]
@@ -57,12 +50,16 @@ class LMModule(LightningModule):
         warmup: optimizer steps (int) or share of the run (float below 1) of the linear warm-up.
         schedule: `"linear"`, `"cosine"` or `"constant"` after the warm-up.
         optimizer: `{"class_path": ..., "init_args": {...}}` in place of AdamW.
+        dropout: of every layer in training, in `[0, 1)`; `None` leaves what the config says.
+        compile: whether the layers are compiled; `None` decides by device and length of the run.
 
     Raises:
         TypeError: an argument is not plain data, which a checkpoint could not hold.
     """
 
     auto_class: ClassVar[type[_BaseAutoModelClass]]
+    #: Whether a token of the network sees only those before it.
+    is_causal: ClassVar[bool] = False
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     #: Wrapped around `step` in order: with callbacks `[A, B]` the objective is `B(A(step))`.
@@ -77,6 +74,8 @@ class LMModule(LightningModule):
         warmup: int | float = 0.06,
         schedule: str = "linear",
         optimizer: dict[str, Any] | None = None,
+        dropout: float | None = None,
+        compile: bool | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -90,7 +89,7 @@ class LMModule(LightningModule):
         self.pending: dict[str, Any] = {}
         self._prepared: Batch | None = None
         self.item_mean = ItemMean()
-        self._guard = LossGuard()
+        self._guard, self._speed = LossGuard(), Speed()
         self.metrics = nn.ModuleDict(
             {f"{stage}_metrics": nn.ModuleDict(self.build_metrics()) for stage in ("val", "test")}
         )
@@ -123,9 +122,16 @@ class LMModule(LightningModule):
         network, loaded = build_network(
             self.auto_class, self.hparams["model"], self.hparams["pretrained"], self.tokenizer
         )
+        if self.hparams["dropout"] is not None:
+            set_dropout(network, self.hparams["dropout"])
         self.network = network
         if loaded:
             self.base["fingerprint"] = fingerprint(network, loaded)
+
+    @property
+    def networks(self) -> list[PreTrainedModel]:
+        """The networks that a step runs; the first is the one that is exported."""
+        return [self.network]
 
     @property
     def ledger(self) -> list[dict[str, Any]]:
@@ -154,6 +160,7 @@ class LMModule(LightningModule):
         check_tokenizer(self.tokenizer, tokenizer)
         check_fit(self.network, tokenizer, getattr(datamodule, "max_length", None))
         self.tokenizer = tokenizer or self.tokenizer
+        self._speed.set_up(self)
         if stage == "fit":
             # A module that was loaded to be used is in eval mode, and Lightning would keep it so.
             self.train()
@@ -162,20 +169,14 @@ class LMModule(LightningModule):
             strategy.checkpoint_io = AtomicCheckpointIO()
 
     def on_fit_start(self) -> None:
-        """Check that each trainable parameter is in exactly one group of the optimizer."""
+        """Check that each trainable parameter is in exactly one group; compile the layers."""
         check_groups(self, self.trainer.optimizers)
+        self._speed.compile(self)
 
     def on_train_start(self) -> None:
         """Take up the seed, and what an interrupted accumulation window had gathered."""
-        resumed, self.pending = self.pending, {}
-        seed = resumed.get("seed")
-        if seed is None:
-            seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
-        self.seed = int(self.trainer.strategy.broadcast(seed))
         self.item_mean, self._guard = ItemMean(), LossGuard()
-        if resumed.get("gradients"):
-            restore_gradients(self, resumed["gradients"])
-            self.item_mean.window = resumed["window"].to(self.device)
+        take_up(self)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the dropout of this step."""
@@ -198,16 +199,8 @@ class LMModule(LightningModule):
         output = self.objective(self._prepared)
         if not again:
             self._guard.watch(self, output.loss, batch.get("index"), batch_idx)
-            self._log_step(output, batch_idx)
+            log_step(self, output, batch_idx)
         return self.item_mean.scale(output, self.trainer, again)
-
-    def _log_step(self, output: StepOutput, batch_idx: int) -> None:
-        # One call of `log` takes a millisecond: only those that a logger or an eye will see.
-        if batch_idx % 10 and not self.trainer._logger_connector.should_update_logs:
-            return
-        self.log("train/loss", output.loss.detach(), prog_bar=True, batch_size=1)
-        for name, value in output.logs.items():
-            self.log(name if "/" in name else f"train/{name}", value.detach(), batch_size=1)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide what an accumulation window has summed by its number of items."""
@@ -216,6 +209,10 @@ class LMModule(LightningModule):
     def on_train_end(self) -> None:
         """Check the last losses."""
         self._guard.check(self)
+
+    def teardown(self, stage: str) -> None:
+        """Give the network its own attention back."""
+        self._speed.tear_down(self)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update and log the validation metrics."""
@@ -230,18 +227,11 @@ class LMModule(LightningModule):
         output = self.step(batch)
         metrics = cast(Mapping[str, Metric], self.metrics[f"{stage}_metrics"])
         self.update_metrics(metrics, output, batch)
-        for name, metric in metrics.items():
-            self.log(f"{stage}/{name}", metric, prog_bar=name == "loss", batch_size=1)
+        log_metrics(self, metrics, stage)
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer over everything trainable, and its schedule per step."""
-        groups = parameter_groups(self, self.hparams["weight_decay"])
-        rate, total = self.hparams["learning_rate"], planned_steps(self.trainer)
-        optimizer = build_optimizer(groups, rate, self.hparams["optimizer"])
-        schedule, warmup = self.hparams["schedule"], self.hparams["warmup"]
-        scheduler = build_schedule(optimizer, schedule, warmup, total)
-        stepwise = {"scheduler": scheduler, "interval": "step", "name": "learning_rate"}
-        return {"optimizer": optimizer, "lr_scheduler": stepwise}
+        return optimizer_and_schedule(self.hparams, self, self.trainer)
 
     def configure_gradient_clipping(
         self,

@@ -14,7 +14,8 @@ from ..functional import mix, token_cross_entropy
 from ..types import IGNORE_INDEX, Batch, StepOutput
 from .base import LMModule
 from .checks import require_tokenizer
-from .sparse_head import logits_at
+from .network_inputs import network_inputs
+from .sparse_head import labelled, logits_at
 from .token_metrics import language_metrics, update_language_metrics
 
 __all__ = ["CausalLMModule"]
@@ -38,6 +39,10 @@ class CausalLMModule(LMModule):
         warmup: optimizer steps (int) or share of the run (float below 1).
         schedule: `"linear"`, `"cosine"` or `"constant"` after the warm-up.
         optimizer: `{"class_path": ..., "init_args": {...}}` in place of AdamW.
+        dropout: of every layer in training, in `[0, 1)`; `None` leaves what the config says. 0 is
+            the rule of pre-training (arXiv:2212.14034), where a text is seen a few times at most,
+            and on a CPU a fifth to a third faster.
+        compile: whether the layers are compiled; `None` decides by device and length of the run.
         max_new_tokens: how many tokens `predict` adds to a prompt at most.
         temperature: divides the logits when `predict` draws; 0 takes the most probable token.
         top_k: `predict` draws among this many most probable tokens; 0 means among all.
@@ -53,6 +58,7 @@ class CausalLMModule(LMModule):
     """
 
     auto_class = AutoModelForCausalLM
+    is_causal = True
 
     def __init__(
         self,
@@ -63,12 +69,22 @@ class CausalLMModule(LMModule):
         warmup: int | float = 0.06,
         schedule: str = "cosine",
         optimizer: dict[str, Any] | None = None,
+        dropout: float | None = 0.0,
+        compile: bool | None = None,
         max_new_tokens: int = 50,
         temperature: float = 1.0,
         top_k: int = 50,
     ) -> None:
         super().__init__(
-            model, pretrained, learning_rate, weight_decay, warmup, schedule, optimizer
+            model,
+            pretrained,
+            learning_rate,
+            weight_decay,
+            warmup,
+            schedule,
+            optimizer,
+            dropout,
+            compile,
         )
 
     def step(self, batch: Batch) -> StepOutput:
@@ -80,12 +96,10 @@ class CausalLMModule(LMModule):
         Returns:
             Loss, number $K$ of predicted tokens, and their logits `[K, V]`, row by row.
         """
-        targets = _shifted(batch["labels"])
-        where = targets != IGNORE_INDEX
-        names = ("input_ids", "attention_mask")
-        inputs = {name: batch[name] for name in names}
-        logits = logits_at(self.network, where, **inputs, use_cache=False)
-        loss, count = token_cross_entropy(logits, targets[where])
+        positions, targets = labelled({"labels": _shifted(batch["labels"])})
+        inputs = network_inputs(self.network, batch, causal=True)
+        logits = logits_at(self.network, positions, **inputs, use_cache=False)
+        loss, count = token_cross_entropy(logits, targets)
         return StepOutput(loss, count, logits)
 
     def build_metrics(self) -> dict[str, Metric]:
@@ -96,8 +110,8 @@ class CausalLMModule(LMModule):
         self, metrics: Mapping[str, Metric], output: StepOutput, batch: Batch
     ) -> None:
         """Give the metrics the result of one batch."""
-        targets = _shifted(batch["labels"])
-        update_language_metrics(metrics, output, targets[targets != IGNORE_INDEX])
+        _, targets = labelled({"labels": _shifted(batch["labels"])})
+        update_language_metrics(metrics, output, targets)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Continue each prompt; the draw depends only on the run's seed and the batch.

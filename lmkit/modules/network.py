@@ -163,6 +163,7 @@ def _scratch_config(
     cls = CONFIG_MAPPING[kind]
     known = {f.name for f in dataclasses.fields(cls)} | set(cls.attribute_map)
     known |= {"attn_implementation", "_attn_implementation", "_name_or_path", "output_attentions"}
+    known.add("decoder_start_token_id")  # T5's config has no such field, and takes it
     known |= _older_settings(cls)
     for key in settings:
         # A config that was once saved may carry keys of its maker's; one typed by hand may not.
@@ -181,6 +182,13 @@ def _scratch_config(
         default = getattr(cls, name, None)
         if isinstance(default, int) and default >= settings.get("vocab_size", default + 1):
             settings.setdefault(name, None)
+    starts = settings.get("decoder_start_token_id")
+    if getattr(cls, "is_encoder_decoder", False) and starts is None:
+        # What the architecture's own decoder starts from: BART's from the end, T5's from padding.
+        own = getattr(cls, "decoder_start_token_id", None)
+        ends = own is not None and own == getattr(cls, "eos_token_id", None)
+        role = "eos_token_id" if ends else "pad_token_id"
+        settings["decoder_start_token_id"] = settings.get(role, getattr(cls, role, None))
     config: PretrainedConfig = AutoConfig.for_model(kind, **settings)
     return config
 
@@ -202,5 +210,6 @@ def _no_head(auto_class: type[_BaseAutoModelClass], config: PretrainedConfig) ->
     remedy = {
         "MaskedLM": "take an encoder such as bert or roberta, or use CausalLMModule",
         "CausalLM": "take a decoder such as gpt2 or llama, or use MaskedLMModule",
+        "Seq2SeqLM": "take an encoder-decoder such as t5 or bart, or use CausalLMModule",
     }.get(wanted, "take an architecture that has it")
     return f"the architecture {config.model_type!r} has no {wanted} head{also}; {remedy}"

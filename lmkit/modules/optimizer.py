@@ -26,6 +26,7 @@ __all__ = [
     "build_schedule",
     "check_groups",
     "clip_gradients",
+    "optimizer_and_schedule",
     "parameter_groups",
     "planned_steps",
 ]
@@ -114,6 +115,24 @@ def build_schedule(
         )
     warm = warmup_steps(warmup, total or 0)
     return LambdaLR(optimizer, lambda step: schedule_factor(step, total or 0, warm, schedule))
+
+
+def optimizer_and_schedule(
+    settings: Mapping[str, Any], module: nn.Module, trainer: Trainer
+) -> dict[str, Any]:
+    """Build the optimizer over everything trainable, and its schedule per step, as Lightning asks.
+
+    Args:
+        settings: `learning_rate`, `weight_decay`, `warmup`, `schedule` and `optimizer`.
+        module: what is trained.
+        trainer: knows how long.
+    """
+    groups = parameter_groups(module, settings["weight_decay"])
+    optimizer = build_optimizer(groups, settings["learning_rate"], settings["optimizer"])
+    total = planned_steps(trainer)
+    scheduler = build_schedule(optimizer, settings["schedule"], settings["warmup"], total)
+    stepwise = {"scheduler": scheduler, "interval": "step", "name": "learning_rate"}
+    return {"optimizer": optimizer, "lr_scheduler": stepwise}
 
 
 def check_groups(module: nn.Module, optimizers: Sequence[Optimizer]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -12,7 +13,22 @@ from torch import Tensor, nn
 
 from ..functional import mix
 
-__all__ = ["pending_gradients", "restore_gradients", "rewind_unfinished", "seed_batch"]
+if TYPE_CHECKING:
+    from .base import LMModule
+
+__all__ = ["pending_gradients", "restore_gradients", "rewind_unfinished", "seed_batch", "take_up"]
+
+
+def take_up(module: LMModule) -> None:
+    """Give a module that begins to train its seed, and what an interrupted window had gathered."""
+    resumed, module.pending = module.pending, {}
+    seed = resumed.get("seed")
+    if seed is None:
+        seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
+    module.seed = int(module.trainer.strategy.broadcast(seed))
+    if resumed.get("gradients"):
+        restore_gradients(module, resumed["gradients"])
+        module.item_mean.window = resumed["window"].to(module.device)
 
 
 def seed_batch(seed: int, trainer: Trainer, batch_idx: int) -> None:
