@@ -1,24 +1,28 @@
 """lmkit: every technique that improves a language model as one PyTorch Lightning part."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .__about__ import __version__
 
 if TYPE_CHECKING:
     from .exporting import export as export
+    from .launcher import tune_process as tune_process
     from .loading import load as load
+    from .trainer import Trainer as Trainer
 
-__all__ = ["__version__", "export", "load"]
+__all__ = ["Trainer", "__version__", "export", "load", "tune_process"]
+
+_HOMES = {
+    "Trainer": "trainer",
+    "export": "exporting",
+    "load": "loading",
+    "tune_process": "launcher",
+}
 
 
 def __getattr__(name: str) -> Any:
     # PEP 562: `import lmkit` stays free of torch (over a second) until something needs it.
-    if name == "load":
-        from .loading import load
-
-        return load
-    if name == "export":
-        from .exporting import export
-
-        return export
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module 'lmkit' has no attribute {name!r}")

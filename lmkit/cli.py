@@ -29,6 +29,7 @@ usage: lmkit COMMAND [options]
 
 -c takes a YAML file or the word of a recipe; options after it change single values:
   lmkit fit -c masked_lm --model.learning_rate=1e-4 --trainer.max_steps=1000
+--cpu_tuning=false leaves allocator, pages and threads of the process as they are.
 A run that stopped goes on with the same command and --ckpt_path last.
 LMKIT_DEBUG=1 shows the stack trace of an error.
 """
@@ -97,9 +98,14 @@ def find_recipe(word: str) -> Path:
 def _train(words: list[str]) -> int:
     def build() -> Callable[[], int]:
         arguments, name = _resolve_configs(words)
+        tuned = _take_switch(arguments, "--cpu_tuning", default=words[0] == "fit")
+        if tuned:
+            from .launcher import tune_process
+
+            tune_process()
         from .lightning_cli import build
 
-        return build(arguments, name).start
+        return build(arguments, name, tuned).start
 
     # What fails before the start is the fault of the command line or the config.
     return _guard(build, WRONG)
@@ -187,6 +193,18 @@ def _resolve_configs(words: list[str]) -> tuple[list[str], str | None]:
         resolved[place] = f"{option}={path}" if equals else str(path)
         name = name or path.stem
     return resolved, name
+
+
+def _take_switch(words: list[str], option: str, default: bool) -> bool:
+    """Take an option out of the words that has to be known before torch is there."""
+    value = default
+    for word in [word for word in words if word.split("=")[0] == option]:
+        given = word.partition("=")[2].lower() or "true"
+        if given not in ("true", "false"):
+            raise ValueError(f"{option} must be true or false, as in {option}=false; got {given!r}")
+        value = given == "true"
+        words.remove(word)
+    return value
 
 
 def _check_yaml(path: Path) -> None:

@@ -15,8 +15,10 @@ from typing import Any
 # Read by jsonargparse when it is imported: LightningCLI 2.6 calls what jsonargparse 5 will remove.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
+import torch
 import yaml
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
@@ -28,7 +30,9 @@ from .__about__ import __version__
 from .cli_checkpoint import base_config, find_checkpoint, flags_of, reconcile, say, set_aside
 from .cli_parser import Parser, plain_error
 from .dashboard import log_config, run_directory
+from .launcher import available_cores
 from .modules.checkpoint_io import read_checkpoint
+from .trainer import Trainer
 
 __all__ = ["LMCLI", "build"]
 
@@ -55,7 +59,9 @@ class SaveConfig(SaveConfigCallback):
     Other commands than `fit` write `config.<command>.yaml`, so that the run's own stays.
     """
 
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def save_config(
+        self, trainer: LightningTrainer, pl_module: LightningModule, stage: str
+    ) -> None:
         """Write and show; Lightning calls this on global rank 0."""
         text = self.parser.dump(self.config, skip_none=False)
         command = TrainerFn(stage).value
@@ -76,10 +82,12 @@ class LMCLI(LightningCLI):
     Args:
         args: the command and its options.
         root: the run's folder where the config names none.
+        tuned: whether the process was set up for training on a CPU, and threads are to be too.
     """
 
-    def __init__(self, args: list[str], root: str | None) -> None:
+    def __init__(self, args: list[str], root: str | None, tuned: bool = False) -> None:
         self._args = args
+        self._tuned = tuned
         self._root = root
         self._checkpoint: str | None = None
         super().__init__(
@@ -87,6 +95,7 @@ class LMCLI(LightningCLI):
             datamodule_class=LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
+            trainer_class=Trainer,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             seed_everything_default=42,
@@ -148,7 +157,7 @@ class LMCLI(LightningCLI):
                 raise
             raise ValueError(plain) from error
 
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Any:
         # LightningCLI's own hook for what is known only now. A barebones Trainer refuses all this.
         if not config.get("barebones"):
             given = config.get("callbacks") or []
@@ -202,6 +211,9 @@ class LMCLI(LightningCLI):
         """
         if self.subcommand == "fit" and self._checkpoint is None:
             set_aside(Path(self.trainer.default_root_dir))
+        if self._tuned and self.trainer.num_devices == 1 and "OMP_NUM_THREADS" not in os.environ:
+            workers = getattr(self.datamodule, "num_workers", 0)
+            torch.set_num_threads(max(1, available_cores() - workers))
         try:
             super()._run_subcommand(str(self.subcommand))
         except SIGTERMException:
@@ -220,12 +232,13 @@ class LMCLI(LightningCLI):
         return 0
 
 
-def build(args: Sequence[str], name: str | None = None) -> LMCLI:
+def build(args: Sequence[str], name: str | None = None, tuned: bool = False) -> LMCLI:
     """Parse a command line and build module, data and Trainer.
 
     Args:
         args: the command and its options, with `-c` naming files.
         name: the word of the recipe; its run goes to `runs/<name>`.
+        tuned: whether `tune_process` was called.
 
     Returns:
         What `start` runs.
@@ -248,7 +261,7 @@ def build(args: Sequence[str], name: str | None = None) -> LMCLI:
         if checkpoint.parent.name == "checkpoints" and _option(words, folder) is None:
             # The run may have been moved, or the config may be relative to another folder.
             words.append(f"{folder}={checkpoint.parent.parent}")
-    return LMCLI(words, root)
+    return LMCLI(words, root, tuned)
 
 
 def _option(words: Sequence[str], option: str) -> str | None:

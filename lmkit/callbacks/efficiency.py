@@ -1,4 +1,4 @@
-"""What a run costs: real tokens per second, seconds per step, memory, parameters."""
+"""What a run costs: real tokens per second, padding, waiting, seconds per step, memory, MFU."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from ..dashboard import log_stride
+from .utilization import attended_context, flops_per_second, peak_flops
 
 __all__ = ["EfficiencyCallback", "count_parameters", "count_tokens"]
 
@@ -21,8 +22,15 @@ class EfficiencyCallback(Callback):
 
     - `efficiency/tokens_per_second`: tokens that are no padding, over all ranks. The count of
       rank 0 stands for each, for counting all would cost a collective.
+    - `efficiency/padding_share`: share of the batch that is padding, in `[0, 1]`.
+    - `efficiency/data_wait_share`: share of the time between the end of a step and the beginning
+      of the next, in which the loader is waited for, in `[0, 1]`.
     - `efficiency/step_seconds`: wall-clock seconds per optimizer step, waiting for data included,
       validation excluded.
+    - `efficiency/mfu`: model FLOPs utilization (arXiv:2204.02311), in `[0, 1]`: the operations that
+      real tokens need by `training_flops_per_token` over those that the device can do: of a GPU its
+      rating, of a CPU the product of two large matrices in the precision of the run, measured once
+      for half a second. Not logged for encoder-decoders and unknown devices.
     - `efficiency/peak_memory_mib`: the most memory so far, in MiB: of the accelerator, or of the
       process if there is none.
     - `efficiency/parameters`, `efficiency/trainable_parameters`: counts, logged once.
@@ -37,15 +45,23 @@ class EfficiencyCallback(Callback):
     def __init__(self) -> None:
         super().__init__()
         self._tokens: Tensor | None = None
+        self._slots = 0
         self._steps = 0
-        self._began = 0.0
-        self._paused = 0.0
+        self._began = self._ended = 0.0
+        self._paused = self._waited = 0.0
         self._logged_parameters = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the first window."""
         self._logged_parameters = False
         self._begin(trainer)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop the clock of waiting."""
+        if self._ended:
+            self._waited += time.perf_counter() - self._ended
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -54,26 +70,38 @@ class EfficiencyCallback(Callback):
         tokens = count_tokens(batch)
         if tokens is not None:
             self._tokens = tokens if self._tokens is None else self._tokens + tokens
+            self._slots += batch["input_ids"].numel() if "input_ids" in batch else 0
         steps = trainer.global_step - self._steps
-        if steps < 1 or trainer.global_step % log_stride(trainer) != 0:
-            return
+        if steps >= 1 and trainer.global_step % log_stride(trainer) == 0:
+            self._log(trainer, pl_module, batch, steps)
+            self._begin(trainer)
+        self._ended = time.perf_counter()
+
+    def _log(self, trainer: Trainer, module: LightningModule, batch: Any, steps: int) -> None:
         figures: dict[str, float] = {}
         if self._tokens is not None:
             # `.item()` waits for the device, so the time taken next covers the work done.
-            counted = float(self._tokens.item()) * trainer.world_size
-            seconds = self._elapsed()
-            pl_module.log(
-                "efficiency/tokens_per_second", counted / seconds, prog_bar=True, on_step=True
-            )
-        figures["efficiency/step_seconds"] = self._elapsed() / steps
-        figures["efficiency/peak_memory_mib"] = _peak_memory(pl_module.device)
+            counted = float(self._tokens.item())
+            rate = counted / self._elapsed()
+            whole = rate * trainer.world_size
+            module.log("efficiency/tokens_per_second", whole, prog_bar=True, on_step=True)
+            if self._slots:
+                figures["efficiency/padding_share"] = 1 - counted / self._slots
+            context = attended_context(batch)
+            needed = None if context is None else flops_per_second(module, batch, context, rate)
+            peak = None if needed is None else peak_flops(trainer)
+            if needed is not None and peak is not None:
+                figures["efficiency/mfu"] = needed / peak
+        elapsed = self._elapsed()
+        figures["efficiency/data_wait_share"] = min(1.0, self._waited / elapsed)
+        figures["efficiency/step_seconds"] = elapsed / steps
+        figures["efficiency/peak_memory_mib"] = _peak_memory(module.device)
         if not self._logged_parameters:
-            total, trainable = count_parameters(pl_module)
+            total, trainable = count_parameters(module)
             figures["efficiency/parameters"] = float(total)
             figures["efficiency/trainable_parameters"] = float(trainable)
             self._logged_parameters = True
-        pl_module.log_dict(figures, on_step=True)
-        self._begin(trainer)
+        module.log_dict(figures, on_step=True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -82,11 +110,12 @@ class EfficiencyCallback(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the clock run again."""
         self._paused += time.perf_counter()
+        self._ended = 0.0
 
     def _begin(self, trainer: Trainer) -> None:
-        self._tokens = None
+        self._tokens, self._slots = None, 0
         self._steps = trainer.global_step
-        self._paused = 0.0
+        self._paused = self._waited = 0.0
         self._began = time.perf_counter()
 
     def _elapsed(self) -> float:

@@ -1,0 +1,107 @@
+"""How much of what a device can compute goes into the model: model FLOPs utilization."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ..functional.flops import rated_flops, training_flops_per_token
+from ..types import IGNORE_INDEX, Batch
+
+__all__ = ["attended_context", "flops_per_second", "matrix_flops", "peak_flops"]
+
+# Two of these fit no cache, so that the figure is that of real layers.
+_SIZE = 2048
+
+
+def attended_context(batch: Any) -> float | None:
+    """Return how many tokens a real token of this batch may attend to, on average.
+
+    Args:
+        batch: `attention_mask` `[B, L]`, or `segment_ids` `[B, L]` of packed rows.
+
+    Example:
+        >>> attended_context({"segment_ids": torch.tensor([[1, 1, 1, 2, 0]])})
+        2.5
+    """
+    if not isinstance(batch, dict) or not {"segment_ids", "attention_mask"} & set(batch):
+        return None
+    segments = batch["segment_ids" if "segment_ids" in batch else "attention_mask"].cpu()
+    rows = torch.arange(len(segments)).unsqueeze(1) * (int(segments.max()) + 1)
+    sizes = (segments + rows)[segments > 0].bincount().double()
+    return float(sizes.square().sum() / sizes.sum().clamp(min=1))
+
+
+def flops_per_second(
+    module: LightningModule, batch: Batch, context: float, tokens_per_second: float
+) -> float | None:
+    """Return the operations per second that real tokens need; `None` for an unknown network.
+
+    Args:
+        module: its `networks`, encoders or decoders of transformers, are counted.
+        batch: `labels` tell the share of the tokens that the head sees.
+        context: of `attended_context`.
+        tokens_per_second: real tokens of one device.
+    """
+    networks = getattr(module, "networks", [])
+    if not networks or "labels" not in batch:
+        return None
+    real = batch["attention_mask"].sum().clamp(min=1)
+    labelled = min(1.0, float((batch["labels"] != IGNORE_INDEX).sum() / real))
+    needed = 0.0
+    for network in networks:
+        config = network.config
+        layers, width = (getattr(config, n, None) for n in ("num_hidden_layers", "hidden_size"))
+        if layers is None or width is None or config.is_encoder_decoder:
+            return None
+        within = _weights(network.base_model)
+        # A head over the vocabulary reads the labelled tokens, another one all.
+        share = 1.0 if network.get_output_embeddings() is None else labelled
+        head = _weights(network) - within
+        needed += training_flops_per_token(within, head, layers, width, context, share)
+    return needed * tokens_per_second
+
+
+def peak_flops(trainer: Trainer) -> float | None:
+    """Return the operations per second that one device of a Trainer can do, `None` if unknown."""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return rated_flops(torch.cuda.get_device_name(device))
+    if device.type != "cpu":
+        return None
+    half = str(trainer.precision).startswith("bf16")
+    return matrix_flops(torch.bfloat16 if half else torch.float32, torch.get_num_threads())
+
+
+@cache
+def matrix_flops(dtype: torch.dtype, threads: int, seconds: float = 0.5) -> float:
+    """Measure the operations per second of this CPU in products of matrices of 2048 x 2048.
+
+    Args:
+        dtype: of the matrices.
+        threads: of torch, by which the figure is remembered.
+        seconds: how long to measure; the best of the products counts.
+    """
+    matrix = torch.ones(_SIZE, _SIZE, dtype=dtype)
+    best = float("inf")
+    stop = time.perf_counter() + seconds
+    with torch.inference_mode():
+        for turn in range(1000):
+            began = time.perf_counter()
+            if turn > 1 and began > stop:
+                break
+            nn.functional.linear(matrix, matrix)
+            if turn:  # the first one warms up
+                best = min(best, time.perf_counter() - began)
+    return 2 * _SIZE**3 / best
+
+
+def _weights(network: nn.Module) -> int:
+    maps = (m for m in network.modules() if isinstance(m, nn.Linear | Conv1D))
+    return sum(m.weight.numel() for m in maps)
