@@ -33,8 +33,10 @@ TOP = {
     "cli_checkpoint",
     "cli_parser",
     "lightning_cli",
+    "launcher",
     "quickstart",
     "recipes",
+    "trainer",
     "__main__",
     "__init__",
 }
@@ -47,7 +49,7 @@ FORBIDDEN: dict[str, set[str]] = {
 }
 
 #: Slow libraries that these files may import only inside a function, so that `--help` is quick.
-LIGHT = ("__init__.py", "__about__.py", "__main__.py", "cli.py")
+LIGHT = ("__init__.py", "__about__.py", "__main__.py", "cli.py", "launcher.py")
 SLOW = {"torch", "lightning", "pytorch_lightning", "transformers", "datasets", "torchmetrics"}
 
 #: The suffix that says what a public class of the folder is.

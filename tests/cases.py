@@ -11,8 +11,19 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 
 from lmkit import callbacks, datamodules, modules
-from lmkit.datamodules import CausalLMDataModule, MaskedLMDataModule
-from lmkit.modules import CausalLMModule, LMModule, MaskedLMModule
+from lmkit.datamodules import (
+    CausalLMDataModule,
+    DenoisingDataModule,
+    MaskedLMDataModule,
+    ReplacedTokenDataModule,
+)
+from lmkit.modules import (
+    CausalLMModule,
+    DenoisingModule,
+    LMModule,
+    MaskedLMModule,
+    ReplacedTokenModule,
+)
 from tests import tiny
 
 
@@ -28,6 +39,13 @@ class Case:
     model: dict[str, Any] = field(default_factory=lambda: tiny.MASKED["bert"])
     data: type[LightningDataModule] = MaskedLMDataModule
     tokenizer: str = "wordpiece"
+    #: Settings of the module and of the data beyond the table's own.
+    module_settings: dict[str, Any] = field(default_factory=dict)
+    data_settings: dict[str, Any] = field(default_factory=dict)
+    #: What a validation logs.
+    metrics: tuple[str, ...] = ("val/loss", "val/perplexity", "val/accuracy")
+    #: Whether it changes the loss or the weights, and so is put through the costlier tests.
+    core: bool = False
     callbacks: Callable[[], list[Callback]] = list
     #: Whether two half batches give the gradient of the whole one.
     linear: bool = True
@@ -38,7 +56,8 @@ class Case:
 
     def make_module(self, **kwargs: Any) -> LMModule:
         """Make the module with a schedule short enough to move the weights."""
-        settings: dict[str, Any] = {"learning_rate": 1e-2, "warmup": 0} | kwargs
+        settings: dict[str, Any] = {"learning_rate": 1e-2, "warmup": 0}
+        settings |= self.module_settings | kwargs
         return self.module({**self.model, **settings.pop("config", {})}, **settings)
 
     def make_data(self, folder: Path, **kwargs: Any) -> LightningDataModule:
@@ -55,16 +74,18 @@ class Case:
             "batch_size": 8,
             "seed": 3,
         }
-        return self.data(**{**settings, **kwargs})
+        return self.data(**{**settings, **self.data_settings, **kwargs})
 
 
 CASES = [
     Case(
         "masked_lm",
+        core=True,
         covers=("MaskedLMModule", "MaskedLMDataModule", "LMModule", "LMDataModule"),
     ),
     Case(
         "causal_lm",
+        core=True,
         module=CausalLMModule,
         model=tiny.CAUSAL["gpt2"],
         data=CausalLMDataModule,
@@ -72,9 +93,56 @@ CASES = [
         covers=("CausalLMModule", "CausalLMDataModule"),
     ),
     Case(
+        "denoising",
+        core=True,
+        module=DenoisingModule,
+        model=tiny.SEQ2SEQ["t5"],
+        data=DenoisingDataModule,
+        tokenizer="sentinels",
+        covers=("DenoisingModule", "DenoisingDataModule"),
+    ),
+    Case(
+        "replaced_token",
+        core=True,
+        module=ReplacedTokenModule,
+        model=tiny.MASKED["electra"],
+        data=ReplacedTokenDataModule,
+        metrics=(
+            "val/loss",
+            "val/generator_perplexity",
+            "val/discriminator_accuracy",
+            "val/f1",
+        ),
+        covers=("ReplacedTokenModule", "ReplacedTokenDataModule"),
+    ),
+    Case(
         "surgery",
+        core=True,
         callbacks=lambda: [tiny.ResidualCallback()],
         plain_export=False,
+    ),
+    Case("chunks", data_settings={"batching": "chunk", "eval_batching": "chunk"}),
+    # Which rows make a batch depends on its size there.
+    Case("buckets", data_settings={"batching": "bucket"}, linear=False),
+    Case("whole_words", data_settings={"masking": "whole_word"}),
+    Case("spans", data_settings={"masking": "span"}),
+    Case(
+        "sentence_order",
+        module_settings={"sentence_objective": "sentence_order"},
+        data_settings={
+            "sentence_objective": "sentence_order",
+            "document": "file",
+            "max_length": 40,
+        },
+        linear=False,
+    ),
+    Case(
+        "packed_causal",
+        module=CausalLMModule,
+        model=tiny.CAUSAL["llama"],
+        data=CausalLMDataModule,
+        tokenizer="bpe",
+        data_settings={"batching": "pack", "eval_batching": "bucket"},
     ),
     Case(
         "efficiency",
@@ -108,6 +176,10 @@ CASES = [
         covers=("PredictionsCallback",),
     ),
 ]
+
+
+#: What the costlier tests go through; a callback that changes no loss is kept to by these.
+CORE = [case for case in CASES if case.core]
 
 
 def public_techniques() -> set[str]:

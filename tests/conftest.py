@@ -10,6 +10,7 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     JSONARGPARSE_DEPRECATION_WARNINGS="off",
     CUDA_VISIBLE_DEVICES="",
+    OMP_NUM_THREADS="1",  # of the processes that tests start
 )
 
 from collections.abc import Iterator

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import BertConfig, BertModel
 
 from lmkit import cli
-from tests.tiny import write_text
+from tests.tiny import MASKED, tokenizer, write_text
 from tests.tiny_run import lmkit
 
 #: Less of everything, and a text of its own: the embedded corpus is read in its own tests.
@@ -18,19 +19,35 @@ FAST = (
     "--trainer.enable_progress_bar=false --trainer.enable_model_summary=false"
 )
 RECIPES = cli.recipes()
+#: Recipes that begin with a model of the hub, in whose place a tiny one is put.
+FROM_A_MODEL = ("masked_lm_head", "continued_pretraining")
+
+
+def encoder(folder: Path) -> Path:
+    """Save a tiny encoder without a language-model head, and its tokenizer."""
+    config = BertConfig(**{k: v for k, v in MASKED["bert"].items() if k != "model_type"})
+    config.vocab_size = len(tokenizer())
+    BertModel(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
 
 
 def test_there_are_recipes():
-    assert {"masked_lm", "causal_lm"} <= set(RECIPES)
+    assert {"masked_lm", "causal_lm", "denoising", "replaced_token"} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("word", RECIPES)
 def test_recipe_trains_resumes_and_predicts(word, tmp_path):
     write_text(tmp_path / "text.txt", 60)
-    (tmp_path / "ask.txt").write_text("the [MASK] fox\n" if "masked" in word else "the quick\n")
+    fills = ("masked_lm", "masked_lm_head", "continued_pretraining")
+    asked = {"denoising": "the <extra_id_0> fox", **dict.fromkeys(fills, "the [MASK] fox")}
+    (tmp_path / "ask.txt").write_text(asked.get(word, "the quick") + "\n")
     run = tmp_path / "runs" / word
-    assert lmkit(f"fit -c {word} {FAST}") == 0
-    assert lmkit(f"fit -c {word} {FAST} --trainer.max_steps=6 --ckpt_path last") == 0
+    fast = FAST
+    if word in FROM_A_MODEL:
+        fast += f" --model.model={encoder(tmp_path / 'encoder')}"
+    assert lmkit(f"fit -c {word} {fast}") == 0
+    assert lmkit(f"fit -c {word} {fast} --trainer.max_steps=6 --ckpt_path last") == 0
     last = run / "checkpoints" / "last.ckpt"
     assert lmkit(f"predict --ckpt_path {last} --data.predict_file=ask.txt") == 0
     assert json.loads((run / "predictions.jsonl").read_text())

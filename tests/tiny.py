@@ -53,6 +53,18 @@ CAUSAL: dict[str, dict[str, Any]] = {
     },
 }
 
+#: Encoder-decoders with a language-model head, from scratch.
+SEQ2SEQ: dict[str, dict[str, Any]] = {
+    "t5": {
+        "model_type": "t5",
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+    },
+}
+
 _TEXT = (
     "the quick brown fox jumps over a lazy dog while many small birds sing in old trees near "
     "green rivers and children read long books about stars moons ships winds letters numbers"
@@ -75,6 +87,8 @@ def write_text(path: Path, count: int, seed: int = 0) -> Path:
 @cache
 def tokenizer(kind: str = "wordpiece") -> PreTrainedTokenizerBase:
     """Train a tokenizer on the tiny texts, once a process."""
+    if kind == "sentinels":
+        return train_tokenizer(sentences(200), "bpe", vocab_size=300, sentinels=10)
     return train_tokenizer(sentences(200), kind, vocab_size=300)
 
 
