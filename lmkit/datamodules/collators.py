@@ -69,7 +69,7 @@ class MaskingCollator:
         self.mask_rate, self.mask_share, self.random_share = mask_rate, mask_share, random_share
         self.masking, self.exact = masking, exact
         self.ordinary = torch.ones(vocab_size, dtype=torch.bool)
-        self.ordinary[list(special_ids)] = False
+        self.ordinary[[*special_ids, rows.pad_id]] = False
         self.random_ids = None if any_random else self.ordinary.nonzero().flatten()
 
     def __call__(self, epoch: int, rows: Tensor) -> Batch:
@@ -82,7 +82,8 @@ class MaskingCollator:
         """
         made = self.rows.gather(rows)
         ids = made.input_ids
-        maskable = self.ordinary[ids] & (made.segment_ids > 0)
+        # Padding is a special token, and so no candidate.
+        maskable = torch.from_numpy(self.ordinary.numpy().take(ids.numpy()))
         keys = mix_each(self.seed, epoch, last=rows)
         chosen = self._choose(made, maskable, keys)
         corrupted, labels = corrupt_tokens(

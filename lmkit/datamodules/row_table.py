@@ -134,7 +134,10 @@ class RowTable:
             assert self.path is not None
             path = self.path / f"{name}.bin"
             empty = not path.stat().st_size
-            self._arrays[name] = np.zeros(0, dtype) if empty else np.memmap(path, dtype, mode="r")
+            self._arrays[name] = np.zeros(0, dtype)
+            if not empty:
+                # As a plain array: each access of a memmap costs microseconds more.
+                self._arrays[name] = np.memmap(path, dtype, mode="r").view(np.ndarray)
         return self._arrays[name]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -37,7 +37,9 @@ class RowBatch(NamedTuple):
 
 
 class Rows(Protocol):
-    """The rows of a data set, by number."""
+    """The rows of a data set, by number, padded with `pad_id`."""
+
+    pad_id: int
 
     @property
     def packed(self) -> bool:
@@ -127,9 +129,9 @@ class SegmentRows:
 
         ids = np.full(shape, self.pad_id, np.int64)
         flat = ids.reshape(-1)
-        place, offset = _ranges(begin + before, length)
-        source = offset + start.repeat(length)
-        flat[place] = self.store.take(source, rows=len(numbers))
+        # Special tokens are read as whatever stands there, and then written over.
+        source = np.minimum((start - before).repeat(full) + within, self.store.tokens - 1)
+        flat[where] = self.store.take(source, rows=len(numbers))
         for column, token in enumerate(self.prefix):
             flat[begin + column] = token
         for column, token in enumerate(self.suffix):
@@ -138,17 +140,19 @@ class SegmentRows:
             torch.from_numpy(ids),
             torch.from_numpy(segment),
             torch.from_numpy(position),
-            self._words(shape, place, source, begin + before) if self.words else None,
+            self._words(shape, begin + before, length, start) if self.words else None,
             {},
         )
 
     def _words(
         self,
         shape: tuple[int, int],
-        place: NDArray[np.int64],
-        source: NDArray[np.int64],
         begin: NDArray[np.int64],
+        length: NDArray[np.int64],
+        start: NDArray[np.int64],
     ) -> Tensor:
+        place, offset = _ranges(begin, length)
+        source = offset + start.repeat(length)
         number = np.full(shape, -1)
         starts = np.zeros(shape, np.int64)
         starts.reshape(-1)[place] = self.store.starts_word(source)

@@ -129,9 +129,10 @@ def corrupt_tokens(
     check_shares(0.0, mask_share, random_share)
     ids = input_ids.numpy()
     corrupted, labels = ids.copy(), np.full_like(ids, IGNORE_INDEX)
-    rows, columns = chosen.numpy().nonzero()
-    original = ids[rows, columns]
-    labels[rows, columns] = original
+    places = chosen.numpy().ravel().nonzero()[0]
+    rows, columns = np.divmod(places, ids.shape[1])
+    original = ids.ravel()[places]
+    labels.reshape(-1)[places] = original
     words = draw_words((keys.numpy() ^ _CORRUPT)[rows], columns)
     draw = (words >> np.uint64(11)).view(np.int64) * 2.0**-53
     replaced = np.where(draw < mask_share, mask_token_id, original)
@@ -141,7 +142,7 @@ def corrupt_tokens(
     # Rounding may carry the last of the interval over its end.
     pick = np.minimum(pick.astype(np.int64), count - 1)
     replaced[random] = pick if random_ids is None else random_ids.numpy()[pick]
-    corrupted[rows, columns] = replaced
+    corrupted.reshape(-1)[places] = replaced
     return torch.from_numpy(corrupted), torch.from_numpy(labels)
 
 

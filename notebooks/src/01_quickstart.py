@@ -47,7 +47,7 @@ data.statistics
 # replaced and 10 % left alone. `labels` holds the original of the chosen ones and -100 elsewhere.
 
 # %%
-batch = next(iter(data.val_dataloader()))
+batch = next(iter(data.train_dataloader()))
 print({name: tuple(tensor.shape) for name, tensor in batch.items()})
 print(data.tokenizer.decode(batch["input_ids"][0]))
 print("hidden:", data.tokenizer.decode(batch["labels"][0][batch["labels"][0] >= 0]))
