@@ -123,9 +123,8 @@ def collating(options: argparse.Namespace, text: Path, model: str, cache: str) -
     fill = {}
     for name, loader in loaders.items():
         batches = list(loader)
-        tokens = sum(
-            int((b["attention_mask"] * (b["index"] >= 0).unsqueeze(1)).sum()) for b in batches
-        )
+        real = [b["attention_mask"][b["index"] >= 0] for b in batches]
+        tokens = sum(int(mask.sum()) for mask in real)
         slots = sum(mask.numel() for mask in real)
         fill[name] = round(tokens / slots, 4)
     return {

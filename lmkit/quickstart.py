@@ -28,6 +28,7 @@ from .dashboard import log_stride
 from .datamodules import MaskedLMDataModule
 from .exporting import export
 from .modules import MaskedLMModule
+from .trainer import Trainer as FastTrainer
 
 __all__ = ["main"]
 
@@ -137,7 +138,7 @@ def fill_masks(module: MaskedLMModule) -> list[list[dict[str, Any]]]:
 
 
 def _trainer(steps: int, output: Path, callbacks: list[Callback], console: Console) -> Trainer:
-    return Trainer(
+    return FastTrainer(
         accelerator="cpu",
         max_steps=steps,
         gradient_clip_val=1.0,

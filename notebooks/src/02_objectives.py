@@ -15,7 +15,12 @@ import torch
 from lightning.pytorch import seed_everything
 
 from lmkit import Trainer
-from lmkit.datamodules import DenoisingDataModule, MaskedLMDataModule, ReplacedTokenDataModule
+from lmkit.datamodules import (
+    DenoisingDataModule,
+    LMDataModule,
+    MaskedLMDataModule,
+    ReplacedTokenDataModule,
+)
 from lmkit.modules import ReplacedTokenModule
 
 # The tests run this notebook with fewer steps.
@@ -29,9 +34,10 @@ seed_everything(42, verbose=False)
 # %% [markdown]
 # ## Rows without padding
 #
-# The documents of a text are of all lengths. Padded to 64 tokens, much of a batch is nothing. Packed,
-# a row holds as many documents as fit, `segment_ids` says which token is of which, and attention is
-# block-diagonal. What the network makes of a document is the same as if it stood alone.
+# The documents of a text are of all lengths. Padded to 64 tokens, much of a batch is nothing.
+# Packed, a row holds as many documents as fit, `segment_ids` says which token is of which, and
+# attention is block-diagonal. What the network makes of a document is the same as if it stood
+# alone.
 
 # %%
 SETTINGS = {"max_length": 64, "batch_size": 8, "vocab_size": 2048}
@@ -59,7 +65,7 @@ print(f"{real:.1%} of the packed batch is text")
 
 
 # %%
-def show(data):
+def show(data: LMDataModule) -> None:
     """Print the first training row with what is hidden, and what was there."""
     data.prepare_data()
     data.setup("fit")

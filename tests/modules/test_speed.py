@@ -50,13 +50,15 @@ def test_the_layers_are_found(name: str) -> None:
     ("steps", "dropout", "expected"),
     [(100, 0.0, False), (2000, 0.0, True), (2000, 0.1, False), (-1, 0.0, True)],
 )
-def test_a_cpu_compiles_in_long_runs_without_dropout(
-    steps: int, dropout: float, expected: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("amx", [True, False])
+def test_a_cpu_with_amx_compiles_in_long_runs_without_dropout(
+    steps: int, dropout: float, expected: bool, amx: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr("lmkit.modules.speed.shutil.which", lambda name: "/usr/bin/g++")
     network = make(MaskedLMModule, tiny.MASKED["bert"], dropout=dropout).network
     trainer = make_trainer(max_steps=steps, max_epochs=-1)
-    assert should_compile(network, trainer) is expected
+    assert should_compile(network, trainer) is (expected and amx)
 
 
 def test_compiled_layers_run_in_training_alone_and_are_gone_afterwards(
