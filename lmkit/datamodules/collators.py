@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -142,10 +143,10 @@ class CausalCollator:
 
 
 def _attention(made: RowBatch) -> Tensor:
-    mask = (made.segment_ids > 0).long()
+    mask = (made.segment_ids.numpy() > 0).astype(np.int64)
     # A row that attends to nothing makes NaN in some attention kernels: fillers keep one position.
     mask[:, 0] = 1
-    return mask
+    return torch.from_numpy(mask)
 
 
 def _packing(rows: Rows, made: RowBatch) -> Batch:
