@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from .loading import load
 from .modules import LMModule
+from .modules.network import usable_positions
 from .modules.sentence_objective import token_logits
 
 __all__ = ["FORMATS", "export"]
@@ -81,7 +82,12 @@ def export(
             network.config.save_pretrained(folder)
             _write_onnx(network, folder / "model.onnx")
         if module.tokenizer is not None:
-            module.tokenizer.save_pretrained(folder)
+            tokenizer = copy.deepcopy(module.tokenizer)
+            longest = usable_positions(network)
+            if longest is not None and tokenizer.model_max_length > longest:
+                # So that `truncation=True` cuts a text to what the network has positions for.
+                tokenizer.model_max_length = longest
+            tokenizer.save_pretrained(folder)
         if target.exists():
             shutil.rmtree(target) if target.is_dir() else target.unlink()
         folder.replace(target)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,10 +26,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from . import callbacks, datamodules, modules
 from .__about__ import __version__
 from .cli_checkpoint import base_config, find_checkpoint, flags_of, reconcile, say, set_aside
+from .cli_noise import quieten
 from .cli_parser import Parser, plain_error
 from .dashboard import log_config, run_directory
 from .launcher import available_cores
 from .modules.checkpoint_io import read_checkpoint
+from .tokenization import tokenizer_from_files
 from .trainer import Trainer
 
 __all__ = ["LMCLI", "build"]
@@ -41,16 +41,6 @@ INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 #: By being imported these are known to the parser by their short names.
 PARTS = (callbacks, datamodules, modules, lightning_callbacks)
-
-# Said on every run and never of use to the one who reads it here.
-_NOISE = (
-    "LightningCLI's args parameter",
-    "Checkpoint directory .* exists and is not empty",
-    r"The '\w+_dataloader' does not have many workers",
-    r".*isinstance\(treespec, LeafSpec\)",
-    "Couldn't infer the batch indices",
-    "the fit ran in processes of its own",
-)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -90,6 +80,7 @@ class LMCLI(LightningCLI):
         self._tuned = tuned
         self._root = root
         self._checkpoint: str | None = None
+        self._tokenizer_files: dict[str, str] = {}
         super().__init__(
             model_class=LightningModule,
             datamodule_class=LightningDataModule,
@@ -146,11 +137,16 @@ class LMCLI(LightningCLI):
         if found.is_file():  # a sharded one is a folder, and an address is Lightning's to read
             saved = read_checkpoint(found, mmap=True)
             reconcile(settings.model, saved, flags_of(self._args), found, resume)
+            if not resume:
+                self._tokenizer_files = (saved.get("lmkit") or {}).get("tokenizer") or {}
 
     def instantiate_classes(self) -> None:
         """Build module, data and Trainer; what a constructor refuses is said plainly."""
         try:
             super().instantiate_classes()
+            if self._tokenizer_files:
+                # So that no training text is needed to know it.
+                self.model.tokenizer = tokenizer_from_files(self._tokenizer_files)
         except (ValueError, TypeError) as error:
             plain = plain_error(str(error))
             if plain == str(error):
@@ -248,7 +244,7 @@ def build(args: Sequence[str], name: str | None = None, tuned: bool = False) -> 
         ValueError: a setting or the checkpoint is wrong.
         FileNotFoundError: the checkpoint is missing.
     """
-    _quieten()
+    quieten()
     # A config may name classes of the folder that one works in, as in `python -m`.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
@@ -284,15 +280,3 @@ def _word(class_path: str) -> str:
     """`lmkit.modules.MaskedLMModule` -> `masked_lm`."""
     name = class_path.rsplit(".", 1)[-1].removesuffix("Module")
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-def _quieten() -> None:
-    for message in _NOISE:
-        warnings.filterwarnings("ignore", message=message)
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    if _is_no_tip not in logger.filters:
-        logger.addFilter(_is_no_tip)
-
-
-def _is_no_tip(record: logging.LogRecord) -> bool:
-    return "Tip:" not in str(record.msg)

@@ -32,6 +32,7 @@ TOP = {
     "cli",
     "cli_checkpoint",
     "cli_parser",
+    "cli_noise",
     "lightning_cli",
     "launcher",
     "quickstart",

@@ -276,6 +276,15 @@ def test_predictions_reach_a_file(run, tmp_path, capsys):
     assert "model.fill_count is 2; the checkpoint" in capsys.readouterr().err
 
 
+def test_a_prediction_needs_no_training_text(run, tmp_path, capsys):
+    (tmp_path / "ask.txt").write_text("the [MASK] fox\n")
+    line = "predict --ckpt_path runs/tiny/checkpoints/last.ckpt --data.train_file=gone.txt"
+    assert lmkit(f"{line} --data.predict_file=ask.txt") == 0
+    assert len((run / "predictions.jsonl").read_text().splitlines()) == 1
+    assert lmkit(line) != 0
+    assert "pass predict_file" in capsys.readouterr().err
+
+
 def test_flags_that_the_checkpoint_overrides_are_named(run, capsys):
     line = (
         "fit -c tiny.yaml --ckpt_path last --trainer.max_steps=7 --model.init_args.learning_rate=1"

@@ -103,8 +103,7 @@ class CheckpointCallback(ModelCheckpoint):
         # A run that resumes from here would not make up for a validation that follows, so it is
         # waited for. But after it the gradients of an unfinished accumulation window are gone.
         loop = trainer.fit_loop
-        validates = loop.epoch_loop._should_check_val_fx(cast(Any, loop._data_fetcher))
-        if not validates or loop._should_accumulate():
+        if not self._validates(trainer) or loop._should_accumulate():
             self._save_last(trainer)
             self._stop_if_asked()
 
@@ -143,6 +142,14 @@ class CheckpointCallback(ModelCheckpoint):
             raise KeyboardInterrupt
         self._interrupted = True
         rank_zero_info("Finishing the step and saving it; press Ctrl-C again to stop at once.")
+
+    def _validates(self, trainer: Trainer) -> bool:
+        """Whether a validation follows this batch: it is due, and there is something to see."""
+        loop = trainer.fit_loop
+        if not loop.epoch_loop._should_check_val_fx(cast(Any, loop._data_fetcher)):
+            return False
+        loop.epoch_loop.val_loop.setup_data()  # does nothing where it is done
+        return not loop.epoch_loop.val_loop.skip
 
     def _stop_if_asked(self) -> None:
         if self._interrupted:

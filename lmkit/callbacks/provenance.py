@@ -60,7 +60,7 @@ class ProvenanceCallback(Callback):
         return {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "resumed_from": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
-            "resumed_at_step": trainer.global_step,
+            "resumed_at_step": _resumed_step(trainer),
             "command": hide_secrets([_program(sys.argv[0]), *sys.argv[1:]]),
             "git": _git_revision(),
             "versions": _versions(),
@@ -74,6 +74,12 @@ class ProvenanceCallback(Callback):
             },
             "parameters": {"total": total, "trainable": trainable},
         }
+
+
+def _resumed_step(trainer: Trainer) -> int:
+    # The loops are restored only after `on_fit_start`.
+    loaded = trainer._checkpoint_connector._loaded_checkpoint or {}
+    return int(loaded.get("global_step", trainer.global_step))
 
 
 def hide_secrets(arguments: Sequence[str]) -> str:

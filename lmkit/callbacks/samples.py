@@ -15,7 +15,7 @@ __all__ = ["SamplesCallback"]
 
 
 class SamplesCallback(Callback):
-    """Shows at each validation what the model makes of the same first validation rows.
+    """Shows at each validation what the model makes of the same validation rows.
 
     For a masked language model these are filled masks, for a causal one continued prompts: what
     `module.sample(batch, rows)` returns as one dictionary a row. They go to every logger and to
@@ -23,7 +23,7 @@ class SamplesCallback(Callback):
     table at step 0, so that before and after can be compared.
 
     Args:
-        rows: how many validation rows, at least 1. The first batch has to hold them.
+        rows: how many validation rows, at least 1; as many as one batch holds at most.
         name: the table's name.
 
     Raises:
@@ -60,8 +60,15 @@ class SamplesCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the first rows of the first validation."""
+        """Keep some rows of the first validation: those in the middle, where rows can be asked for.
+
+        Rows are evaluated in the order of their length, and the first are unlike the most.
+        """
         if self._batch is None and batch_idx == 0 and dataloader_idx == 0:
+            loader: Any = trainer.val_dataloaders
+            loader = loader[0] if isinstance(loader, list) and loader else loader
+            if callable(getattr(loader, "batch", None)):
+                batch = loader.batch(len(loader) // 2)
             self._batch = {
                 name: value[: self.rows].detach().cpu().clone() for name, value in batch.items()
             }

@@ -18,7 +18,7 @@ from .batch_plan import BatchPlan, BucketPlan, Plan, check_positive
 from .corpus import hold_out, token_stores
 from .data_facts import compare_facts, describe, text_facts
 from .loader import Collate, PlannedLoader, ResumableLoader
-from .prompts import prompt_loader
+from .prompts import prompt_loader, takes_prompts_only
 from .row_table import Batching, check_batching, room_for_text, row_table
 from .rows import Rows, SegmentRows
 from .source import FileSource, TextOptions, TextSource, short_hash
@@ -28,7 +28,7 @@ from .stream_window import TextWindow
 from .streaming import stream_loader
 from .text_rows import Document, OnBadRow
 from .token_store import TokenStore, cache_folder
-from .tokenizer_choice import choose_tokenizer
+from .tokenizer_choice import take_tokenizer
 from .trainer_facts import epoch_length, epoch_number, ranks
 
 __all__ = ["LMDataModule"]
@@ -152,11 +152,12 @@ class LMDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Train the tokenizer and tokenize, where the cache does not have them; once per node."""
-        self._build()
+        if not takes_prompts_only(self):
+            self._build()
 
     def setup(self, stage: str | None = None) -> None:
         """Open what `prepare_data` made; the same for every stage, and for a second call."""
-        if not self.fingerprint:
+        if not (self.fingerprint or takes_prompts_only(self)):
             self._build()
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -231,20 +232,7 @@ class LMDataModule(LightningDataModule):
         rule = None
         if "train" in sources and "val" not in sources and self.val_fraction:
             rule = hold_out(sources["train"], self.val_fraction)
-        tokenizer = tokenizer or choose_tokenizer(
-            self.tokenizer_name,
-            self.trainer and self.trainer.lightning_module,
-            sources.get("train"),
-            rule,
-            kind=self.tokenizer_kind,
-            vocab_size=self.vocab_size,
-            affixes=self.trains_affixes,
-            sentinels=self.trained_sentinels(),
-            cache=cache,
-        )
-        self.check_tokenizer(tokenizer)
-        require_pad_token(tokenizer, give=True)
-        self.tokenizer = tokenizer
+        tokenizer = take_tokenizer(self, tokenizer, sources.get("train"), rule)
         separator = require_separator(tokenizer, *self.separator_roles)
         stores = token_stores(sources, rule, tokenizer, separator, cache, **self.boundaries())
         modes = {"train": self.batching}

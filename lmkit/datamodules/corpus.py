@@ -60,9 +60,11 @@ def hold_out(source: TextSource, fraction: float) -> HeldOut:
                 return HeldOut(fraction)
             lowest = sorted({*lowest, _place(text)})[:2]
         starts = text.ends
+    if not lowest:
+        raise ValueError(f"train: there is no text in {source.name}, only blank lines")
     if len(lowest) < 2:
         raise ValueError(
-            f"val split is empty: {source.name} has {'one document' if lowest else 'no text'}; "
+            f"val split is empty: {source.name} has one document; "
             "pass val_file, or cut the text into more documents (document='line' or 'paragraph'), "
             "or pass val_fraction=0 to train without validation"
         )
@@ -95,8 +97,11 @@ def trained_tokenizer(
     key = short_hash(["tokenizer", FORMAT_VERSION, tokenizers.__version__, *facts])
     final = cache / "tokenizers" / key
     if (final / "tokenizer.json").is_file():
-        files = {path.name: path.read_text(encoding="utf-8") for path in final.iterdir()}
-        return tokenizer_from_files(files)
+        try:
+            files = {path.name: path.read_text(encoding="utf-8") for path in final.iterdir()}
+            return tokenizer_from_files(files)
+        except ValueError:  # damaged: it is trained again
+            shutil.rmtree(final, ignore_errors=True)
     trained = train_tokenizer(
         _Training(source, rule), kind, vocab_size, affixes=affixes, sentinels=sentinels
     )

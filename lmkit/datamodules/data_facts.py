@@ -26,6 +26,8 @@ _DECISIVE = (
     "raw_length",
     "batching",
     "sentence_objective",
+    "examples_per_class",
+    "labels",
     "seed",
 )
 
@@ -89,7 +91,9 @@ def describe(
     """Return the statistics of the data as plain data, and a sentence that says them."""
     name = (stream or next(iter(sources.values()))).name
     statistics: dict[str, int | float | str] = {"source": name, "vocabulary": len(tokenizer)}
-    words = []
+    words = ["train as a stream"] if stream else []
+    if stream and "val" not in stores:
+        words.append("no validation (pass val_file)")
     for split, store in stores.items():
         statistics[f"{split}/documents"] = store.documents
         statistics[f"{split}/tokens"] = store.tokens

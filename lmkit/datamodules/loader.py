@@ -57,6 +57,10 @@ class PlannedLoader:
     def __iter__(self) -> Iterator[Batch]:
         yield from self._batches(0, 0, len(self))
 
+    def batch(self, position: int) -> Batch:
+        """Return one batch of epoch 0, without those before it."""
+        return self.collate(0, self.plan.batch(0, position))
+
     def _batches(self, epoch: int, start: int, stop: int) -> Iterator[Batch]:
         loader: DataLoader[Batch] = DataLoader(
             _PlannedBatches(self.plan, self.collate, epoch),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from ..tokenization import require_pad_token
@@ -13,12 +14,15 @@ from ..types import Batch
 from .batch_plan import BatchPlan
 from .loader import PlannedLoader
 from .source import FileSource, expand_files
+from .tokenizer_choice import take_tokenizer
 from .trainer_facts import ranks
 
 if TYPE_CHECKING:
     from .base import LMDataModule
 
-__all__ = ["PromptCollator", "prompt_loader"]
+__all__ = ["PromptCollator", "prompt_loader", "takes_prompts_only"]
+
+_NO_FILE = "pass predict_file (--data.predict_file=FILE), a text file with one text per line"
 
 
 class PromptCollator:
@@ -46,6 +50,29 @@ class PromptCollator:
         return {"input_ids": ids, "attention_mask": attention, "index": rows}
 
 
+def takes_prompts_only(data: LMDataModule) -> bool:
+    """Whether a data module is asked for nothing but the texts to predict on.
+
+    Then it needs no training text, if there is a tokenizer without one, which it gets here.
+
+    Raises:
+        ValueError: there is no `predict_file`, which is better said before anything is read.
+    """
+    trainer = data.trainer
+    state = getattr(trainer, "state", None)
+    if trainer is None or state is None or state.fn != TrainerFn.PREDICTING:
+        return False
+    if not data.predict_file:
+        raise ValueError(_NO_FILE)
+    module: Any = trainer.lightning_module
+    named = isinstance(module.hparams.get("model"), str) or data.tokenizer_name
+    if not named and getattr(module, "tokenizer", None) is None:
+        return False
+    if data.tokenizer is None:
+        take_tokenizer(data, None, None, None)
+    return True
+
+
 def prompt_loader(data: LMDataModule) -> PlannedLoader:
     """Return the texts of a data module's `predict_file`, in order.
 
@@ -53,9 +80,7 @@ def prompt_loader(data: LMDataModule) -> PlannedLoader:
         ValueError: there is no such file, or no text in it.
     """
     if not data.predict_file:
-        raise ValueError(
-            "pass predict_file (--data.predict_file=FILE), a text file with one text per line"
-        )
+        raise ValueError(_NO_FILE)
     data.setup()
     assert data.tokenizer is not None
     files = expand_files(data.predict_file, "predict_file")

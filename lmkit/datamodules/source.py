@@ -6,14 +6,17 @@ import difflib
 import glob
 import hashlib
 import json
+import platform
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from .text_files import read_texts, text_format
+from .embedded import embedded_corpus
+from .table_files import file_format
+from .text_files import read_texts
 from .text_rows import BadRows, Document, OnBadRow, Text, guess_column
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ __all__ = [
     "TextOptions",
     "TextSource",
     "expand_files",
+    "files_facts",
     "short_hash",
     "split_files",
 ]
@@ -40,6 +44,7 @@ class TextOptions:
     document: Document = "line"
     encoding: str = "utf-8"
     on_bad_row: OnBadRow = "error"
+    endings: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -48,6 +53,22 @@ class TextOptions:
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+    def of_files(self, files: tuple[Path, ...]) -> TextSource:
+        """Return the text of files."""
+        return FileSource(files, self)
+
+    def of_dataset(
+        self, dataset: datasets.Dataset | datasets.IterableDataset, name: str
+    ) -> TextSource:
+        """Return the text of a data set."""
+        return DatasetSource(dataset, name, self.text_column, self.on_bad_row)
+
+    def of_nothing(self, cache: Path) -> dict[str, TextSource]:
+        """Return the embedded corpus, in its own format, whatever is asked of the user's files."""
+        title = f"the embedded corpus (documentation of Python {platform.python_version()})"
+        corpus = embedded_corpus(cache)
+        return {split: FileSource((path,), TextOptions(), title) for split, path in corpus.items()}
 
 
 @dataclass(frozen=True)
@@ -93,9 +114,7 @@ class FileSource:
 
     def key(self, cache: Path) -> str:
         """Return a hash of the files' content, in order, and of how they are read."""
-        kinds = [text_format(path) or "txt" for path in self.files]
-        parts = [_content_hash(path, cache) for path in self.files]
-        return short_hash(["files", kinds, parts, repr(self.options)])
+        return short_hash(["files", *files_facts(self.files, cache), repr(self.options)])
 
 
 @dataclass(frozen=True)
@@ -132,11 +151,8 @@ class DatasetSource:
 
     def key(self, cache: Path) -> str:
         """Return a hash of the data set's fingerprint and the column."""
-        import datasets
-
-        if isinstance(self.dataset, datasets.Dataset):
-            state = self.dataset._fingerprint
-        else:  # it has none, and is read to know what it holds
+        state = getattr(self.dataset, "_fingerprint", None)
+        if state is None:  # it has none, and is read to know what it holds
             digest = hashlib.sha256()
             for text in self.texts():
                 digest.update(text.text.encode("utf-8", "surrogatepass") + b"\0")
@@ -159,12 +175,15 @@ class DatasetSource:
 TextSource = FileSource | DatasetSource
 
 
-def expand_files(names: str | Path | Sequence[str | Path], argument: str) -> tuple[Path, ...]:
+def expand_files(
+    names: str | Path | Sequence[str | Path], argument: str, endings: Collection[str] = ()
+) -> tuple[Path, ...]:
     """Return the files that names, globs and folders stand for, sorted within each.
 
     Args:
         names: one or more paths, globs (`**` too) or folders, whose text files are taken.
         argument: for the error.
+        endings: further ends of names that are taken from a folder, e.g. `.conll`.
 
     Raises:
         ValueError: a name stands for no file; names the nearest one.
@@ -175,7 +194,7 @@ def expand_files(names: str | Path | Sequence[str | Path], argument: str) -> tup
         if path.is_file():
             found.append(path)
         elif path.is_dir():
-            inside = sorted(entry for entry in path.rglob("*") if _is_text_file(entry, path))
+            inside = sorted(file for file in path.rglob("*") if _is_text_file(file, path, endings))
             if not inside:
                 raise ValueError(
                     f"{argument}: the folder {path} holds no text files; expected .txt, .jsonl, "
@@ -213,9 +232,16 @@ def split_files(files: tuple[Path, ...]) -> dict[str, tuple[Path, ...]]:
     return {split: tuple(paths) for split, paths in splits.items()}
 
 
-def _is_text_file(path: Path, root: Path) -> bool:
+def files_facts(files: Sequence[Path], cache: Path) -> list[list[str]]:
+    """Return what decides what files say: format and content hash of each."""
+    kinds = [file_format(path) or "txt" for path in files]
+    return [kinds, [_content_hash(path, cache) for path in files]]
+
+
+def _is_text_file(path: Path, root: Path, endings: Collection[str]) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return path.is_file() and not hidden and text_format(path) is not None
+    known = file_format(path) is not None or path.name.removesuffix(".gz").endswith(tuple(endings))
+    return path.is_file() and not hidden and known
 
 
 def _nearest(path: Path) -> str:

@@ -4,37 +4,55 @@ from __future__ import annotations
 
 import difflib
 import glob
-import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
-from .embedded import embedded_corpus
-from .source import DatasetSource, FileSource, TextOptions, TextSource, expand_files, split_files
-from .text_files import text_format
-
-if TYPE_CHECKING:
-    pass
+from .source import expand_files, split_files
+from .table_files import file_format
 
 __all__ = ["Files", "is_plain_source", "resolve_sources"]
 
 Files = str | list[str]
 
-_SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val"}
+# In the order in which a split of lmkit takes the first that a data set has.
+_SPLITS = {
+    "train": ("train",),
+    "val": ("validation", "valid", "val", "dev", "validation_matched"),
+    "test": ("test", "test_matched"),
+}
+
+Source = TypeVar("Source")
+
+
+class SourceOptions(Protocol[Source]):
+    """How to read: makes a source of files, or of a data set."""
+
+    #: Ends of names, beyond the usual, of files that are read from a folder.
+    endings: ClassVar[tuple[str, ...]]
+
+    def of_files(self, files: tuple[Path, ...]) -> Source:
+        """Return what is in files."""
+
+    def of_dataset(self, dataset: Any, name: str) -> Source:
+        """Return what is in one split of a data set."""
+
+    def of_nothing(self, cache: Path) -> dict[str, Source]:
+        """Return the splits that are read when the user names none."""
 
 
 def resolve_sources(
     source: Any,
     files: dict[str, Files | None],
-    options: TextOptions,
+    options: SourceOptions[Source],
     cache: Path,
     streaming: bool = False,
-) -> dict[str, TextSource]:
+) -> dict[str, Source]:
     """Return the sources of the splits that there are, among `train`, `val` and `test`.
 
     Args:
         source: a hub name (`owner/name`, `name/config`, `owner/name/config`), local files, globs
-            or folders, a `datasets` object, or `None`: the files, or else the embedded corpus.
+            or folders, a `datasets` object, or `None`: the files, or else what `options` has.
         files: split -> its files, which take the place of that split of `source`.
         options: how to read files.
         cache: folder where the embedded corpus is kept.
@@ -50,14 +68,12 @@ def resolve_sources(
             "give one of them"
         )
     if source is None and not any(files.values()):
-        corpus = embedded_corpus(cache)
-        plain = TextOptions()  # its own format, whatever is asked of the user's files
-        title = f"the embedded corpus (documentation of Python {platform.python_version()})"
-        return {split: FileSource((path,), plain, title) for split, path in corpus.items()}
+        return options.of_nothing(cache)
     sources = {} if source is None else _sources_of(source, options, streaming)
     for split, names in files.items():
         if names:
-            sources[split] = FileSource(expand_files(names, f"{split}_file"), options)
+            found = expand_files(names, f"{split}_file", options.endings)
+            sources[split] = options.of_files(found)
     return sources
 
 
@@ -70,17 +86,19 @@ def is_plain_source(source: Any) -> bool:
     )
 
 
-def _sources_of(source: Any, options: TextOptions, streaming: bool) -> dict[str, TextSource]:
+def _sources_of(
+    source: Any, options: SourceOptions[Source], streaming: bool
+) -> dict[str, Source]:
     if isinstance(source, str | Path) or (
         isinstance(source, Sequence) and all(isinstance(name, str | Path) for name in source)
     ):
         if isinstance(source, str) and _is_hub_name(source):
             data = _load_from_hub(source, streaming)
             return _splits_of(data, source, options, streaming)
-        found = expand_files(source, "source")
+        found = expand_files(source, "source", options.endings)
         one_folder = isinstance(source, str | Path) and Path(source).expanduser().is_dir()
         splits = split_files(found) if one_folder else {"train": found}
-        return {split: FileSource(paths, options) for split, paths in splits.items()}
+        return {split: options.of_files(paths) for split, paths in splits.items()}
     return _splits_of(source, "source", options, streaming)
 
 
@@ -90,7 +108,7 @@ def _is_hub_name(name: str) -> bool:
         path.exists()
         or glob.has_magic(name)
         or name.startswith((".", "/", "~"))
-        or text_format(path) is not None
+        or file_format(path) is not None
     )
     return not looks_local and name.count("/") <= 2
 
@@ -119,13 +137,13 @@ def _load_from_hub(name: str, streaming: bool) -> Any:
 
 
 def _splits_of(
-    data: Any, name: str, options: TextOptions, streaming: bool
-) -> dict[str, TextSource]:
+    data: Any, name: str, options: SourceOptions[Source], streaming: bool
+) -> dict[str, Source]:
     import datasets
 
     iterable = streaming and isinstance(data, datasets.IterableDataset)
     if iterable or isinstance(data, datasets.Dataset):
-        return {"train": _dataset_source(data, name, options)}
+        return {"train": options.of_dataset(data, name)}
     iterables = streaming and isinstance(data, datasets.IterableDatasetDict)
     if not iterables and not isinstance(data, datasets.DatasetDict):
         raise TypeError(
@@ -133,15 +151,11 @@ def _splits_of(
             f"{type(data).__name__}; an iterable data set needs streaming=True, or can be written "
             "to files first (to_json) and those passed as train_file"
         )
-    names = {**_SPLITS, "test": "test"}
-    sources: dict[str, TextSource] = {}
-    for split, rows in data.items():
-        if split in names and names[split] not in sources:
-            sources[names[split]] = _dataset_source(rows, f"{name}[{split}]", options)
+    sources: dict[str, Source] = {}
+    for split, names in _SPLITS.items():
+        found = next((theirs for theirs in names if theirs in data), None)
+        if found is not None:
+            sources[split] = options.of_dataset(data[found], f"{name}[{found}]")
     if not sources:
         raise ValueError(f"{name} has no split named train, validation or test, but {list(data)}")
     return sources
-
-
-def _dataset_source(rows: Any, name: str, options: TextOptions) -> DatasetSource:
-    return DatasetSource(rows, name, options.text_column, options.on_bad_row)

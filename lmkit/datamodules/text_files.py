@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .table_files import csv_rows, file_format, json_rows, parquet_rows, tsv_rows
 from .text_lines import numbered_lines
 from .text_rows import BadRows, Document, Text, guess_column
 
-__all__ = ["read_texts", "text_format"]
-
-_FORMATS = {
-    ".txt": "txt",
-    ".text": "txt",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-}
+__all__ = ["read_texts"]
 
 # A document longer than this many characters comes in several pieces, so that memory stays flat.
 _PIECE = 1 << 20
-
-
-def text_format(path: Path) -> str | None:
-    """Return `txt`, `jsonl`, `csv`, `tsv` or `parquet` by the name's ending, `None` for others.
-
-    Example:
-        >>> text_format(Path("a/news.csv.gz"))
-        'csv'
-    """
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] == ".gz":
-        suffixes.pop()
-    return _FORMATS.get(suffixes[-1]) if suffixes else None
 
 
 def read_texts(
@@ -69,7 +43,7 @@ def read_texts(
     bad = bad or BadRows()
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty; remove it from the list or fill it")
-    kind = text_format(path) or "txt"
+    kind: str = file_format(path) or "txt"
     if kind == "parquet":
         yield from _read_parquet(path, text_column, bad)
         return
@@ -108,27 +82,14 @@ def _read_plain(path: Path, lines: Iterator[tuple[int, str]], document: Document
 def _read_jsonl(
     path: Path, lines: Iterator[tuple[int, str]], wanted: str | None, bad: BadRows
 ) -> Iterator[Text]:
-    column = None
-    for number, line in lines:
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if line.strip() in ("[", "{") or line.lstrip().startswith("[{"):
-                raise ValueError(_one_document(path, number)) from error
-            bad(path, number, f"not valid JSON ({error})", "Correct the line")
-            continue
-        if isinstance(row, list) and row and isinstance(row[0], dict):
-            raise ValueError(_one_document(path, number))
-        if not isinstance(row, dict):
-            fault = f"expected an object such as {{'text': ...}}, got {type(row).__name__}"
-            bad(path, number, fault, "Correct the line")
-            continue
+    column: str | None = None
+    for number, row in json_rows(path, lines, bad):
         if column is None:
             strings = [key for key, value in row.items() if isinstance(value, str)]
-            known = wanted is not None and wanted in row
-            column = wanted if known else guess_column(strings, wanted, f"{path}, line {number}")
+            place = f"{path}, line {number}"
+            is_there = wanted is not None and wanted in row
+            column = wanted if is_there else guess_column(strings, wanted, place)
+        assert column is not None
         value = row.get(column)
         if not isinstance(value, str):
             fault = (
@@ -141,57 +102,16 @@ def _read_jsonl(
             yield Text(value, str(path), number)
 
 
-def _one_document(path: Path, number: int) -> str:
-    return (
-        f"{path}, line {number}: this is one JSON document, not one object per line; convert it to "
-        "JSON lines (jq -c '.[]' < in.json > out.jsonl)"
-    )
-
-
 def _read_tsv(
     path: Path, lines: Iterator[tuple[int, str]], wanted: str | None, bad: BadRows
 ) -> Iterator[Text]:
-    # Without quoting: in tsv a double quote is a character, and an unbalanced one is common.
-    yield from _pick_column(
-        path, ((number, line.split("\t")) for number, line in lines if line.strip()), wanted, bad
-    )
+    yield from _pick_column(path, tsv_rows(lines), wanted, bad)
 
 
 def _read_csv(
     path: Path, lines: Iterator[tuple[int, str]], wanted: str | None, bad: BadRows
 ) -> Iterator[Text]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    yield from _pick_column(path, _csv_rows(path, lines, bad), wanted, bad)
-
-
-def _csv_rows(
-    path: Path, lines: Iterator[tuple[int, str]], bad: BadRows
-) -> Iterator[tuple[int, list[str]]]:
-    last = [0]
-
-    def fed() -> Iterator[str]:
-        for number, line in lines:
-            last[0] = number
-            yield line + "\n"
-
-    reader = csv.reader(fed(), strict=True)
-    while True:
-        start = last[0] + 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if "unexpected end" in str(error):
-                # Never skipped: such a row has swallowed the rest of the file.
-                raise ValueError(
-                    f"{path}, line {start}: a quote is opened and never closed. Double it inside a "
-                    "field, or save the file as tsv, which has no quoting"
-                ) from error
-            bad(path, start, f"not valid csv ({error})", "Correct the line")
-            continue
-        if row:
-            yield start, row
+    yield from _pick_column(path, csv_rows(path, lines, bad), wanted, bad)
 
 
 def _pick_column(
@@ -211,23 +131,23 @@ def _pick_column(
 
 
 def _read_parquet(path: Path, wanted: str | None, bad: BadRows) -> Iterator[Text]:
+    column = guess_column(_string_columns(path), wanted, str(path))
+    for number, row in parquet_rows(path, [column]):
+        if row[column] is None:
+            fault = f"the value of {column!r} is missing (row number, not line)"
+            bad(path, number, fault, "Correct the row")
+        elif row[column].strip():
+            yield Text(row[column], str(path), number)
+
+
+def _string_columns(path: Path) -> list[str]:
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
-            strings = [
-                column.name
-                for column in schema
-                if pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-            ]
-            column = guess_column(strings, wanted, str(path))
-            number = 0
-            for batch in file.iter_batches(batch_size=1000, columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    number += 1
-                    if value is None:
-                        fault = f"the value of {column!r} is missing (row number, not line)"
-                        bad(path, number, fault, "Correct the row")
-                    elif value.strip():
-                        yield Text(value, str(path), number)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is no readable parquet file ({error}); write it again") from error
+    return [
+        column.name
+        for column in schema
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    ]

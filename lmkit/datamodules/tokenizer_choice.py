@@ -3,15 +3,53 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from ..tokenization import load_tokenizer
+from ..tokenization import load_tokenizer, require_pad_token
 from .corpus import HeldOut, trained_tokenizer
 from .source import TextSource
+from .token_store import cache_folder
 
-__all__ = ["choose_tokenizer"]
+if TYPE_CHECKING:
+    from .base import LMDataModule
+
+__all__ = ["choose_tokenizer", "take_tokenizer"]
+
+
+def take_tokenizer(
+    data: LMDataModule,
+    given: PreTrainedTokenizerBase | None,
+    source: TextSource | None,
+    rule: HeldOut | None,
+) -> PreTrainedTokenizerBase:
+    """Give a data module its tokenizer: the given one, or what `choose_tokenizer` finds.
+
+    Args:
+        data: knows the name, the model, and how to train one.
+        given: by the caller.
+        source: the training text.
+        rule: what of it is held out.
+
+    Raises:
+        ValueError: there is none, or the objective cannot use it.
+    """
+    tokenizer = given or choose_tokenizer(
+        data.tokenizer_name,
+        data.trainer and data.trainer.lightning_module,
+        source,
+        rule,
+        kind=data.tokenizer_kind,
+        vocab_size=data.vocab_size,
+        affixes=data.trains_affixes,
+        sentinels=data.trained_sentinels(),
+        cache=cache_folder(data.cache_dir),
+    )
+    data.check_tokenizer(tokenizer)
+    require_pad_token(tokenizer, give=True)
+    data.tokenizer = tokenizer
+    return tokenizer
 
 
 def choose_tokenizer(
@@ -52,9 +90,9 @@ def choose_tokenizer(
         return load_tokenizer(model)
     if source is None:
         raise ValueError(
-            "there is no tokenizer and no training text to train one on, which a stream is not; "
-            "pass tokenizer (a hub name or a folder, e.g. of the exported model), or train_file or "
-            "source"
+            "there is no tokenizer, and none can be trained: there is no training text, or it is a "
+            "stream (streaming=True), which is read only once. Pass tokenizer (a hub name or a "
+            "folder, e.g. of an exported model)"
         )
     return trained_tokenizer(
         source,

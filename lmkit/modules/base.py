@@ -25,7 +25,7 @@ from .network import build_network, check_fit, fingerprint
 from .optimizer import check_groups, clip_gradients, optimizer_and_schedule
 from .resume import seed_batch, take_up
 from .speed import Speed, set_dropout
-from .step_log import log_metrics, log_step
+from .step_log import evaluate, log_step, make_metrics
 from .token_metrics import TokenMean
 
 __all__ = ["LMModule"]
@@ -52,6 +52,7 @@ class LMModule(LightningModule):
         optimizer: `{"class_path": ..., "init_args": {...}}` in place of AdamW.
         dropout: of every layer in training, in `[0, 1)`; `None` leaves what the config says.
         compile: whether the layers are compiled; `None` decides by device and length of the run.
+        layer_decay: factor of the learning rate from each layer to the one below, in `(0, 1]`.
 
     Raises:
         TypeError: an argument is not plain data, which a checkpoint could not hold.
@@ -76,6 +77,7 @@ class LMModule(LightningModule):
         optimizer: dict[str, Any] | None = None,
         dropout: float | None = None,
         compile: bool | None = None,
+        layer_decay: float = 1.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -90,9 +92,7 @@ class LMModule(LightningModule):
         self._prepared: Batch | None = None
         self.item_mean = ItemMean()
         self._guard, self._speed = LossGuard(), Speed()
-        self.metrics = nn.ModuleDict(
-            {f"{stage}_metrics": nn.ModuleDict(self.build_metrics()) for stage in ("val", "test")}
-        )
+        self.metrics = nn.ModuleDict()
 
     def step(self, batch: Batch) -> StepOutput:
         """Compute the loss of one batch; pure but for dropout."""
@@ -106,11 +106,26 @@ class LMModule(LightningModule):
         """Make the metrics of an evaluation by name; each is logged as `val/<name>`."""
         return {"loss": TokenMean()}
 
+    def build_tables(self) -> dict[str, Metric]:
+        """Make the metrics of a test that are no scalars, such as counts of each class."""
+        return {}
+
     def update_metrics(
         self, metrics: Mapping[str, Metric], output: StepOutput, batch: Batch
     ) -> None:
         """Give the metrics of `build_metrics` the result of one batch."""
         metrics["loss"].update(output.loss, output.items)
+
+    def update_tables(self, tables: Mapping[str, Metric], output: StepOutput, batch: Batch) -> None:
+        """Give the metrics of `build_tables` the result of one batch."""
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the tables of the last test by name, a list of rows; to be called on all ranks."""
+        return {}
+
+    def figures(self) -> dict[str, Any]:
+        """Return the matplotlib figures of the last test by name; to be called on all ranks."""
+        return {}
 
     def configure_model(self) -> None:
         """Build the network; when it is built, do nothing."""
@@ -119,14 +134,15 @@ class LMModule(LightningModule):
         datamodule = self._trainer and getattr(self._trainer, "datamodule", None)
         if self.tokenizer is None:
             self.tokenizer = getattr(datamodule, "tokenizer", None)
-        network, loaded = build_network(
-            self.auto_class, self.hparams["model"], self.hparams["pretrained"], self.tokenizer
-        )
+        decided = getattr(datamodule, "network_settings", dict)()
+        named, pretrained = self.hparams["model"], self.hparams["pretrained"]
+        network, loaded = build_network(self.auto_class, named, pretrained, self.tokenizer, decided)
         if self.hparams["dropout"] is not None:
             set_dropout(network, self.hparams["dropout"])
         self.network = network
         if loaded:
             self.base["fingerprint"] = fingerprint(network, loaded)
+        self.metrics = make_metrics(self)
 
     @property
     def networks(self) -> list[PreTrainedModel]:
@@ -216,18 +232,11 @@ class LMModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update and log the validation metrics."""
-        self._evaluate(batch, "val")
+        evaluate(self, batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Update and log the test metrics."""
-        self._evaluate(batch, "test")
-
-    def _evaluate(self, batch: Batch, stage: str) -> None:
-        batch = self.prepare(batch)
-        output = self.step(batch)
-        metrics = cast(Mapping[str, Metric], self.metrics[f"{stage}_metrics"])
-        self.update_metrics(metrics, output, batch)
-        log_metrics(self, metrics, stage)
+        evaluate(self, batch, "test")
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer over everything trainable, and its schedule per step."""

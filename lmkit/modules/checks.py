@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import math
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ..functional.schedule import SCHEDULES
 from ..tokenization import tokenizer_digest
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ def check_plain(arguments: Mapping[str, Any]) -> None:
 
     Raises:
         TypeError: one is not.
+        ValueError: the schedule is unknown.
     """
     for name, value in arguments.items():
         try:
@@ -85,6 +88,11 @@ def check_plain(arguments: Mapping[str, Any]) -> None:
                 f"{name} must be plain data (numbers, strings, lists, dictionaries), so that a "
                 f"checkpoint can hold it; got {value!r}"
             ) from error
+    schedule = arguments.get("schedule", "constant")
+    if schedule not in SCHEDULES:
+        near = difflib.get_close_matches(str(schedule), SCHEDULES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}{hint}")
 
 
 def require_tokenizer(module: LMModule) -> PreTrainedTokenizerBase:

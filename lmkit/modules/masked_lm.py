@@ -125,7 +125,7 @@ class MaskedLMModule(LMModule):
 
     def setup(self, stage: str) -> None:
         """Check that the data fit the network and the objective."""
-        if self.hparams["sentence_objective"] and stage != "predict":
+        if stage != "predict":
             datamodule = getattr(self.trainer, "datamodule", None)
             check_sentence_data(self.hparams["sentence_objective"], datamodule)
         super().setup(stage)

@@ -8,7 +8,8 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers.utils import logging as transformers_logging
 
 __all__ = ["build_network", "check_fit", "fingerprint", "usable_positions"]
 
@@ -35,6 +37,7 @@ def build_network(
     model: str | Mapping[str, Any],
     pretrained: bool = True,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, set[str]]:
     """Build a network with a head.
 
@@ -43,6 +46,8 @@ def build_network(
         model: a hub name, a folder, or a config from scratch as a dictionary with a `model_type`.
         pretrained: load weights (only for a name or folder) or draw them at random.
         tokenizer: gives a config from scratch its `vocab_size` and special ids if it has none.
+        settings: entries of the config that the data decide, such as the names of the classes. A
+            head that was made for other classes is replaced by a fresh one.
 
     Returns:
         The network in float32 and train mode, and the names of those weights that were loaded;
@@ -52,16 +57,24 @@ def build_network(
         ValueError: there is no such model, config key or head; names what there is.
     """
     config = _named_config(model) if isinstance(model, str) else _scratch_config(model, tokenizer)
+    for name, value in (settings or {}).items():
+        setattr(config, name, value)
     if type(config) not in cast(Any, auto_class)._model_mapping:
         raise ValueError(_no_head(auto_class, config))
     if not (pretrained and isinstance(model, str)):
         network = cast(Any, auto_class).from_config(config, dtype=torch.float32)
         return network.train(), set()
     # In float32 whatever the file holds: mixed precision is the Trainer's to choose.
-    network, loading = auto_class.from_pretrained(
-        model, config=config, dtype=torch.float32, output_loading_info=True
-    )
-    loaded = set(network.state_dict()) - set(loading["missing_keys"])
+    with _without_report():
+        network, loading = auto_class.from_pretrained(
+            model,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=bool(settings),
+        )
+    other = {name for name, *_ in loading["mismatched_keys"]}
+    loaded = set(network.state_dict()) - set(loading["missing_keys"]) - other
     if new := sorted(set(network.state_dict()) - loaded):
         rank_zero_info(f"{model} has no weights for {', '.join(new)}: these start at random")
     # transformers hands a loaded network over in eval mode, and Lightning keeps each mode.
@@ -131,6 +144,21 @@ def fingerprint(network: nn.Module, keys: Collection[str]) -> str:
         digest.update(f"{key} {tuple(state[key].shape)} ".encode())
         digest.update(values.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Leave out what transformers prints of weights that are missing: it is said here, once."""
+    verbosity = transformers_logging.get_verbosity()
+    had_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_bar:
+            transformers_logging.enable_progress_bar()
 
 
 def _named_config(model: str) -> PretrainedConfig:
@@ -210,6 +238,8 @@ def _no_head(auto_class: type[_BaseAutoModelClass], config: PretrainedConfig) ->
     remedy = {
         "MaskedLM": "take an encoder such as bert or roberta, or use CausalLMModule",
         "CausalLM": "take a decoder such as gpt2 or llama, or use MaskedLMModule",
+        "PreTraining": "take one with a head for pairs of sentences (albert, bert, big_bird, "
+        "ernie, megatron-bert, mobilebert), or leave sentence_objective out",
         "Seq2SeqLM": "take an encoder-decoder such as t5 or bart, or use CausalLMModule",
     }.get(wanted, "take an architecture that has it")
     return f"the architecture {config.model_type!r} has no {wanted} head{also}; {remedy}"

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from ..functional import schedule_factor, warmup_steps
+from ..surgery.depth import parameter_depths
 
 __all__ = [
     "build_optimizer",
@@ -32,28 +33,43 @@ __all__ = [
 ]
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split what is trainable into matrices, which decay, and vectors, which do not.
+def parameter_groups(
+    module: nn.Module, weight_decay: float, learning_rate: float = 0.0, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    r"""Split what is trainable into matrices, which decay, and vectors, which do not.
 
-    Biases and the scales of normalizations have no decay, as in BERT's own optimizer.
+    Biases and the scales of normalizations have no decay, as in BERT's own optimizer. With a
+    `layer_decay` $\gamma < 1$ each layer has groups of its own, and the rate
+    $\eta \gamma^{D - d}$ at depth $d$ under a head at depth $D$ (ULMFiT, arXiv:1801.06146;
+    ELECTRA, arXiv:2003.10555).
 
     Args:
         module: its parameters with `requires_grad`; one that is tied appears once.
         weight_decay: of the matrices, at least 0.
+        learning_rate: $\eta$, of the head.
+        layer_decay: $\gamma$, in `(0, 1]`.
 
     Returns:
-        At most two groups for an optimizer, none of them empty.
+        Groups for an optimizer, none of them empty: at most two, or two for each depth.
 
     Raises:
-        ValueError: nothing is trainable.
+        ValueError: nothing is trainable, or a number lies outside its range.
     """
-    trainable = [p for p in module.parameters() if p.requires_grad]
+    if not 0.0 < layer_decay <= 1.0:
+        raise ValueError(f"layer_decay must lie in (0, 1], got {layer_decay}")
+    trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("no parameter is trainable: everything was frozen, so nothing can be fit")
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    depths = parameter_depths(module) if layer_decay < 1 else {}
+    top = max(depths.values(), default=0)
+    groups = []
+    for depth in range(top + 1):
+        rate = {"lr": learning_rate * layer_decay ** (top - depth)} if depths else {}
+        here = [p for n, p in trainable if depths.get(n, 0) == depth]
+        groups += [
+            {"params": [p for p in here if p.ndim >= 2], "weight_decay": weight_decay, **rate},
+            {"params": [p for p in here if p.ndim < 2], "weight_decay": 0.0, **rate},
+        ]
     return [group for group in groups if group["params"]]
 
 
@@ -123,11 +139,13 @@ def optimizer_and_schedule(
     """Build the optimizer over everything trainable, and its schedule per step, as Lightning asks.
 
     Args:
-        settings: `learning_rate`, `weight_decay`, `warmup`, `schedule` and `optimizer`.
+        settings: `learning_rate`, `weight_decay`, `warmup`, `schedule`, `optimizer`, and perhaps
+            `layer_decay`.
         module: what is trained.
         trainer: knows how long.
     """
-    groups = parameter_groups(module, settings["weight_decay"])
+    rates = settings["learning_rate"], settings.get("layer_decay", 1.0)
+    groups = parameter_groups(module, settings["weight_decay"], *rates)
     optimizer = build_optimizer(groups, settings["learning_rate"], settings["optimizer"])
     total = planned_steps(trainer)
     scheduler = build_schedule(optimizer, settings["schedule"], settings["warmup"], total)

@@ -46,17 +46,18 @@ def check_sentence_head(network: PreTrainedModel) -> None:
         )
 
 
-def check_sentence_data(objective: str, datamodule: Any) -> None:
-    """Check that the data module makes the pairs that the objective is about.
+def check_sentence_data(objective: str | None, datamodule: Any) -> None:
+    """Check that the data module makes the pairs that the objective is about, or none.
 
     Raises:
         ValueError: it does not.
     """
-    if datamodule is not None and getattr(datamodule, "sentence_objective", None) != objective:
+    theirs = getattr(datamodule, "sentence_objective", None)
+    if datamodule is not None and theirs != objective:
+        word = objective or theirs
         raise ValueError(
-            f"the model has sentence_objective={objective!r} and the data "
-            f"{getattr(datamodule, 'sentence_objective', None)!r}; give both the same "
-            f"(--model.sentence_objective={objective} --data.sentence_objective={objective})"
+            f"the model has sentence_objective={objective!r} and the data {theirs!r}; give both "
+            f"the same (--model.sentence_objective={word} --data.sentence_objective={word})"
         )
 
 

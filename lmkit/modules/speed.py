@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..surgery.depth import layer_stacks
 from .attention import use_fast_attention
 from .network_inputs import check_packing
 from .optimizer import planned_steps
@@ -18,7 +19,7 @@ from .optimizer import planned_steps
 if TYPE_CHECKING:
     from .base import LMModule
 
-__all__ = ["Speed", "repeated_layers", "set_dropout", "should_compile"]
+__all__ = ["Speed", "set_dropout", "should_compile"]
 
 # Below this many steps compiling on a CPU takes longer than it saves.
 _WORTHWHILE_STEPS = 2000
@@ -47,7 +48,8 @@ class Speed:
         wanted = module.hparams["compile"]
         if wanted is False or not (wanted or should_compile(module.network, module.trainer)):
             return
-        for layer in (layer for network in module.networks for layer in repeated_layers(network)):
+        stacks = [stack for network in module.networks for stack in layer_stacks(network).values()]
+        for layer in (layer for stack in stacks for layer in stack):
             layer.compile()
             # Evaluation has batches of other shapes, each of which would be compiled anew.
             layer._compiled_call_impl = partial(_in_training, layer, layer._compiled_call_impl)
@@ -109,20 +111,3 @@ def should_compile(network: nn.Module, trainer: Trainer) -> bool:
     is_long = steps is None or steps >= _WORTHWHILE_STEPS
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     return has_amx and is_long and not has_dropout and shutil.which("g++") is not None
-
-
-def repeated_layers(network: nn.Module) -> list[nn.Module]:
-    """Return the layers of a network: the members of its longest lists of one class.
-
-    Example:
-        >>> network = nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.ReLU(), nn.ReLU()]))
-        >>> [type(layer).__name__ for layer in repeated_layers(network)]
-        ['ReLU', 'ReLU']
-    """
-    stacks = [
-        list(module)
-        for module in network.modules()
-        if isinstance(module, nn.ModuleList) and len({type(layer) for layer in module}) == 1
-    ]
-    longest = max(map(len, stacks), default=0)
-    return [layer for stack in stacks if len(stack) == longest for layer in stack]

@@ -1,18 +1,24 @@
-"""What a module logs of a step and of an evaluation."""
+"""What a module logs of a step, and how it evaluates a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
 
-from lightning.pytorch import LightningModule
+from torch import nn
 from torchmetrics import Metric
 
-from ..types import StepOutput
+from ..types import Batch, StepOutput
 
-__all__ = ["log_metrics", "log_step"]
+if TYPE_CHECKING:
+    from .base import LMModule
+
+__all__ = ["evaluate", "log_step", "make_metrics"]
+
+_STAGES = ("val", "test")
 
 
-def log_step(module: LightningModule, output: StepOutput, batch_idx: int) -> None:
+def log_step(module: LMModule, output: StepOutput, batch_idx: int) -> None:
     """Log the loss of a training step, and what else the objective says of it."""
     # One call of `log` takes a millisecond: only those that a logger or an eye will see.
     if batch_idx % 10 and not module.trainer._logger_connector.should_update_logs:
@@ -22,7 +28,26 @@ def log_step(module: LightningModule, output: StepOutput, batch_idx: int) -> Non
         module.log(name if "/" in name else f"train/{name}", value.detach(), batch_size=1)
 
 
-def log_metrics(module: LightningModule, metrics: Mapping[str, Metric], stage: str) -> None:
-    """Log the metrics of an evaluation as `val/...` or `test/...`; Lightning computes them."""
+def make_metrics(module: LMModule) -> nn.ModuleDict:
+    """Make the metrics of validation and test, and the tables of a test."""
+    made = {f"{stage}_metrics": nn.ModuleDict(module.build_metrics()) for stage in _STAGES}
+    return nn.ModuleDict({**made, "test_tables": nn.ModuleDict(module.build_tables())})
+
+
+def evaluate(module: LMModule, batch: Batch, stage: str) -> None:
+    """Update the metrics with one batch, and log them; Lightning computes them.
+
+    Args:
+        module: runs its step without wrappers.
+        batch: as the data module makes it.
+        stage: `"val"` or `"test"`.
+    """
+    batch = module.prepare(batch)
+    output = module.step(batch)
+    metrics = cast(Mapping[str, Metric], module.metrics[f"{stage}_metrics"])
+    module.update_metrics(metrics, output, batch)
+    if stage == "test":
+        tables = cast(Mapping[str, Metric], module.metrics["test_tables"])
+        module.update_tables(tables, output, batch)
     for name, metric in metrics.items():
         module.log(f"{stage}/{name}", metric, prog_bar=name == "loss", batch_size=1)

@@ -59,7 +59,7 @@ def loader():
 def fit(tmp_path):
     """Fit a tiny module with callbacks; returns trainer and module."""
 
-    def run(*callbacks, module=None, ckpt_path=None, logger=False, **options):
+    def run(*callbacks, module=None, val=None, ckpt_path=None, logger=False, **options):
         options = {"max_epochs": 1, "log_every_n_steps": 1, "num_sanity_val_steps": 0} | options
         trainer = Trainer(
             default_root_dir=tmp_path,
@@ -72,7 +72,8 @@ def fit(tmp_path):
             **options,
         )
         module = module or TinyModule()
-        trainer.fit(module, loader(), loader(), ckpt_path=ckpt_path)
+        val = loader() if val is None else val
+        trainer.fit(module, loader(), val, ckpt_path=ckpt_path)
         return trainer, module
 
     return run

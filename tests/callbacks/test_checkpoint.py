@@ -53,6 +53,11 @@ def test_without_validation_there_is_only_last(fit, tmp_path):
     assert saved(tmp_path) == ["last.ckpt"]
 
 
+def test_without_validation_rows_the_last_step_is_saved_though_a_validation_is_due(fit, tmp_path):
+    fit(CheckpointCallback(), val=[], max_steps=4, val_check_interval=2)
+    assert step_of(tmp_path / "checkpoints" / "last.ckpt") == 4
+
+
 def test_a_new_run_in_the_same_folder_keeps_the_old_last(fit, tmp_path):
     fit(CheckpointCallback(monitor=None))
     fit(CheckpointCallback(monitor=None))

@@ -46,3 +46,13 @@ def test_a_module_without_samples_is_refused_at_setup():
 def test_no_rows_are_refused():
     with pytest.raises(ValueError, match="rows must be at least 1, got 0"):
         SamplesCallback(rows=0)
+
+
+def test_rows_of_the_middle_are_shown_where_rows_can_be_asked_for(fit, rows):
+    class Loader(list):
+        def batch(self, position):
+            return self[position]
+
+    loader = Loader(rows())
+    _, module = fit(SamplesCallback(rows=1), val=loader)
+    assert module.asked == [[8]] and len(loader) == 5

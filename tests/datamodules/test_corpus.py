@@ -1,10 +1,12 @@
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lmkit.datamodules import CausalLMDataModule, corpus
-from lmkit.datamodules.corpus import token_stores
+from lmkit.datamodules.corpus import token_stores, trained_tokenizer
 from lmkit.datamodules.source import FileSource, TextOptions
 from tests.tiny import sentences, tokenizer
 
@@ -83,3 +85,15 @@ def test_words_have_a_store_of_their_own_and_do_not_change_the_tokens(tmp_path, 
     names = tokenizer().convert_ids_to_tokens(stores[1].ids.tolist())
     starts = stores[1].starts_word(np.arange(stores[1].tokens)).tolist()
     assert starts == [not name.startswith("##") for name in names]
+
+
+def test_a_damaged_tokenizer_in_the_cache_is_trained_again(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a cat sat\nthe dog ran\n" * 20)
+    source = FileSource((tmp_path / "a.txt",), TextOptions())
+    settings: dict[str, Any] = {"kind": "wordpiece", "vocab_size": 60, "affixes": True}
+    first = trained_tokenizer(source, None, cache=tmp_path / "cache", **settings)
+    (kept,) = (tmp_path / "cache" / "tokenizers").iterdir()
+    (kept / "tokenizer.json").write_text('{"version": "1.0", "trunc')
+    again = trained_tokenizer(source, None, cache=tmp_path / "cache", **settings)
+    assert again.get_vocab() == first.get_vocab()
+    assert trained_tokenizer(source, None, cache=tmp_path / "cache", **settings) is not None

@@ -190,3 +190,6 @@ def test_data_for_another_objective_are_refused(tmp_path: Path) -> None:
     for objective in (None, "sentence_order"):
         with pytest.raises(ValueError, match=r"model has sentence_objective='next_sentence' and"):
             make_trainer(max_steps=1).fit(module, data(tmp_path, objective))
+    plain = MaskedLMModule(SIZES)
+    with pytest.raises(ValueError, match=r"model has sentence_objective=None and the data 'sent"):
+        make_trainer(max_steps=1).fit(plain, data(tmp_path, "sentence_order"))

@@ -11,10 +11,15 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from lmkit.modules import CausalLMModule, MaskedLMModule
-from lmkit.modules.speed import repeated_layers, set_dropout, should_compile
+from lmkit.modules.speed import set_dropout, should_compile
+from lmkit.surgery.depth import layer_stacks
 from tests import tiny
 from tests.cases import CASES, make_trainer, weights
 from tests.modules.language_model import make
+
+
+def layers_of(network: nn.Module) -> list[nn.Module]:
+    return [layer for stack in layer_stacks(network).values() for layer in stack]
 
 
 @pytest.mark.parametrize("name", [*tiny.MASKED, *tiny.CAUSAL])
@@ -42,7 +47,7 @@ def test_dropout_of_the_config_or_of_the_argument() -> None:
 @pytest.mark.parametrize("name", [*tiny.MASKED, *tiny.CAUSAL])
 def test_the_layers_are_found(name: str) -> None:
     cls = MaskedLMModule if name in tiny.MASKED else CausalLMModule
-    layers = repeated_layers(make(cls, (tiny.MASKED | tiny.CAUSAL)[name]).network)
+    layers = layers_of(make(cls, (tiny.MASKED | tiny.CAUSAL)[name]).network)
     assert len(layers) == 2 and type(layers[0]) is type(layers[1])
 
 
@@ -78,7 +83,7 @@ def test_compiled_layers_run_in_training_alone_and_are_gone_afterwards(
     module = case.make_module(compile=True)
     make_trainer(max_steps=2, val_check_interval=1).fit(module, case.make_data(tmp_path))
     assert calls == {True: 4, False: 0}
-    assert all(layer._compiled_call_impl is None for layer in repeated_layers(module.network))
+    assert all(layer._compiled_call_impl is None for layer in layers_of(module.network))
     plain = case.make_module(compile=False)
     make_trainer(max_steps=1).fit(plain, case.make_data(tmp_path))
     assert calls[True] == 4
@@ -95,7 +100,7 @@ def test_a_compiled_fit_ends_where_the_plain_one_does(tmp_path: Path) -> None:
 
         class Note(Callback):
             def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-                seen.extend(layer._compiled_call_impl for layer in repeated_layers(pl_module))
+                seen.extend(layer._compiled_call_impl for layer in layers_of(pl_module))
 
         make_trainer(Note(), max_steps=4).fit(module, case.make_data(tmp_path))
         assert all((call is not None) == compile for call in seen)
