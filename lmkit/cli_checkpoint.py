@@ -14,10 +14,28 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from .modules.checkpoint_io import read_checkpoint
 
-__all__ = ["base_config", "find_checkpoint", "flags_of", "reconcile", "say", "set_aside"]
+__all__ = [
+    "base_config",
+    "checkpoint_folders",
+    "find_checkpoint",
+    "flags_of",
+    "option_of",
+    "reconcile",
+    "say",
+    "set_aside",
+]
 
 #: What the network is made from: with another value the weights of the checkpoint do not fit.
 STRUCTURE = ("model", "pretrained")
+
+
+def checkpoint_folders(settings: Any) -> list[Path]:
+    """Return where the checkpoints of a run may be, from the settings of a command."""
+    folders = [settings.checkpoint.dirpath or f"{settings.trainer.default_root_dir}/checkpoints"]
+    given = settings.trainer.callbacks or []
+    for callback in given if isinstance(given, list) else [given]:
+        folders.append(callback.get("init_args", {}).get("dirpath"))
+    return [Path(folder).expanduser() for folder in dict.fromkeys(folders) if folder]
 
 
 def find_checkpoint(word: str, folders: Iterable[Path], resume: bool) -> Path | None:
@@ -139,6 +157,15 @@ def flags_of(words: Sequence[str], section: str = "model") -> set[str]:
 
 
 @rank_zero_only
+def option_of(words: Sequence[str], option: str) -> str | None:
+    """Return the value of an option among the words of a command line, if it is there."""
+    for place, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == option:
+            return value if equals else next(iter(words[place + 1 : place + 2]), None)
+    return None
+
+
 def set_aside(root: Path) -> None:
     """Move the checkpoints and config of an earlier run out of the way of a new one.
 

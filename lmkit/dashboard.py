@@ -10,7 +10,14 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-__all__ = ["is_dry_run", "log_config", "log_stride", "log_table", "run_directory"]
+__all__ = [
+    "is_dry_run",
+    "log_config",
+    "log_figure",
+    "log_stride",
+    "log_table",
+    "run_directory",
+]
 
 
 def run_directory(trainer: Trainer) -> Path:
@@ -80,6 +87,36 @@ def log_table(
     cells = [[_cell(value) for value in row] for row in rows]
     for logger in trainer.loggers:
         _show_table(logger, name, list(columns), cells, step)
+    return path
+
+
+def log_figure(trainer: Trainer, name: str, figure: Any, step: int | None = None) -> Path | None:
+    """Show a matplotlib figure on every logger, and write it to `<run>/figures/<name>.png`.
+
+    Only global rank 0 writes. W&B, TensorBoard and MLflow take figures.
+
+    Args:
+        trainer: whose loggers and folder are meant.
+        name: a name such as `test/confusion`; its `/` makes folders.
+        figure: a `matplotlib.figure.Figure`.
+        step: the optimizer step; that of the trainer by default.
+
+    Returns:
+        The file, or `None` on other ranks.
+    """
+    if not trainer.is_global_zero:
+        return None
+    step = trainer.global_step if step is None else step
+    path = run_directory(trainer) / "figures" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(key=name, images=[str(path)], step=step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_artifact(logger.run_id, str(path), "figures")
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(name, figure, global_step=step)
     return path
 
 

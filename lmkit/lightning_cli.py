@@ -25,7 +25,16 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from . import callbacks, datamodules, modules
 from .__about__ import __version__
-from .cli_checkpoint import base_config, find_checkpoint, flags_of, reconcile, say, set_aside
+from .cli_checkpoint import (
+    base_config,
+    checkpoint_folders,
+    find_checkpoint,
+    flags_of,
+    option_of,
+    reconcile,
+    say,
+    set_aside,
+)
 from .cli_noise import quieten
 from .cli_parser import Parser, plain_error
 from .dashboard import log_config, run_directory
@@ -109,6 +118,9 @@ class LMCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the checkpoints' options."""
         parser.add_lightning_class_args(callbacks.CheckpointCallback, "checkpoint")
+        # Of all commands, which read the config that a fit has saved.
+        end = "After a fit, test the best checkpoint (without validation: the last state)."
+        parser.add_argument("--test_at_end", type=bool, default=False, help=end)
 
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
@@ -119,6 +131,12 @@ class LMCLI(LightningCLI):
         if subcommand == "predict":
             # They go to a file; to keep them too would fill the memory.
             parser.set_defaults({"return_predictions": False})
+            parser.add_argument(
+                "--output",
+                type=str | None,
+                default=None,
+                help="File of the predictions, .jsonl or .csv; <run>/predictions.jsonl by default.",
+            )
         return parser
 
     def _parse_ckpt_path(self) -> None:
@@ -130,7 +148,7 @@ class LMCLI(LightningCLI):
         if not settings.ckpt_path:
             return
         resume = command == "fit"
-        found = find_checkpoint(str(settings.ckpt_path), _checkpoint_folders(settings), resume)
+        found = find_checkpoint(str(settings.ckpt_path), checkpoint_folders(settings), resume)
         if found is None:
             return
         self._checkpoint = str(found)
@@ -169,7 +187,7 @@ class LMCLI(LightningCLI):
         if self.subcommand == "fit":
             more.append(callbacks.ProvenanceCallback())
         if self.subcommand == "predict":
-            more.append(callbacks.PredictionsCallback())
+            more.append(callbacks.PredictionsCallback(self._settings().output))
         has_bar = any(isinstance(callback, lightning_callbacks.ProgressBar) for callback in given)
         is_terminal = sys.stdout.isatty() and sys.stderr.isatty()
         if not (is_terminal or has_bar or config.get("enable_progress_bar") is False):
@@ -222,10 +240,22 @@ class LMCLI(LightningCLI):
             say("stopped; the same command with --ckpt_path last goes on")
             return INTERRUPTED
         if self.subcommand == "fit":
+            if self._settings().test_at_end:
+                self._test()
             say(f"the run is in {self.trainer.default_root_dir}")
         if self.subcommand == "predict":
-            say(f"the predictions are in {self.trainer.default_root_dir}/predictions.jsonl")
+            default = f"{self.trainer.default_root_dir}/predictions.jsonl"
+            say(f"the predictions are in {self._settings().output or default}")
         return 0
+
+    def _settings(self) -> Any:
+        return self.config[str(self.subcommand)]
+
+    def _test(self) -> None:
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        self.trainer.test(
+            self.model, datamodule=self.datamodule, ckpt_path=best or None, weights_only=True
+        )
 
 
 def build(args: Sequence[str], name: str | None = None, tuned: bool = False) -> LMCLI:
@@ -249,31 +279,15 @@ def build(args: Sequence[str], name: str | None = None, tuned: bool = False) -> 
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     words, root = list(args), None if name is None else f"runs/{name}"
-    checkpoint = Path(_option(words, "--ckpt_path") or "")
+    checkpoint = Path(option_of(words, "--ckpt_path") or "")
     has_config = {"-c", "--config"} & {word.split("=")[0] for word in words}
     if not has_config and checkpoint.is_file() and (base := base_config(checkpoint)) is not None:
         words[1:1] = ["--config", base]
         folder = "--trainer.default_root_dir"
-        if checkpoint.parent.name == "checkpoints" and _option(words, folder) is None:
+        if checkpoint.parent.name == "checkpoints" and option_of(words, folder) is None:
             # The run may have been moved, or the config may be relative to another folder.
             words.append(f"{folder}={checkpoint.parent.parent}")
     return LMCLI(words, root, tuned)
-
-
-def _option(words: Sequence[str], option: str) -> str | None:
-    for place, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name == option:
-            return value if equals else next(iter(words[place + 1 : place + 2]), None)
-    return None
-
-
-def _checkpoint_folders(settings: Any) -> list[Path]:
-    folders = [settings.checkpoint.dirpath or f"{settings.trainer.default_root_dir}/checkpoints"]
-    given = settings.trainer.callbacks or []
-    for callback in given if isinstance(given, list) else [given]:
-        folders.append(callback.get("init_args", {}).get("dirpath"))
-    return [Path(folder).expanduser() for folder in dict.fromkeys(folders) if folder]
 
 
 def _word(class_path: str) -> str:

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
-from .modules import CausalLMModule, DenoisingModule, LMModule, MaskedLMModule, ReplacedTokenModule
+from . import modules
+from .modules import (
+    CausalLMModule,
+    LMModule,
+    MaskedLMModule,
+    MultipleChoiceModule,
+    QuestionAnsweringModule,
+    ReplacedTokenModule,
+    Seq2SeqModule,
+    SequenceClassificationModule,
+    TokenClassificationModule,
+)
 from .tokenization import load_tokenizer
 
-__all__ = ["load"]
+__all__ = ["NOTE", "load"]
+
+#: The file of an export that says which module it was, and with which settings it predicts.
+NOTE = "lmkit.json"
 
 # By the end of the architecture's name in a config.json.
 _HEADS: dict[str, type[LMModule]] = {
@@ -20,7 +37,12 @@ _HEADS: dict[str, type[LMModule]] = {
     "ForPreTraining": MaskedLMModule,
     "ForCausalLM": CausalLMModule,
     "LMHeadModel": CausalLMModule,
-    "ForConditionalGeneration": DenoisingModule,
+    "ForConditionalGeneration": Seq2SeqModule,
+    "EncoderDecoderModel": Seq2SeqModule,
+    "ForSequenceClassification": SequenceClassificationModule,
+    "ForTokenClassification": TokenClassificationModule,
+    "ForQuestionAnswering": QuestionAnsweringModule,
+    "ForMultipleChoice": MultipleChoiceModule,
 }
 
 
@@ -62,9 +84,11 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> LMModule:
             f"{str(error).splitlines()[0]}"
         ) from error
     architecture = (config.architectures or ["no architecture"])[0]
-    for ending, cls in _HEADS.items():
+    noted = _noted(place / NOTE)
+    for ending, by_head in _HEADS.items():
         if architecture.endswith(ending):
-            module = cls(model=str(path))
+            cls, settings = noted or (by_head, {})
+            module = cls(model=str(path), **settings)
             module.tokenizer = load_tokenizer(str(path))
             module.configure_model()
             return module.eval()
@@ -72,6 +96,22 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> LMModule:
         f"{str(path)!r} is a {architecture}, for which there is no module; modules are there for "
         f"{', '.join(_HEADS)}"
     )
+
+
+def _noted(note: Path) -> tuple[type[LMModule], dict[str, Any]] | None:
+    """Return class and settings that an export notes, if they are those of a module of lmkit."""
+    try:
+        said = json.loads(note.read_text(encoding="utf-8"))
+        name, settings = said["module"], said["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    cls = getattr(modules, name, None) if name in modules.__all__ else None
+    if cls is None or not isinstance(settings, Mapping):
+        return None
+    known = inspect.signature(cls).parameters
+    return cls, {
+        k: v for k, v in settings.items() if k in known and k not in ("model", "pretrained")
+    }
 
 
 def _checkpoints_in(folder: Path) -> str:

@@ -15,16 +15,34 @@ from lmkit.datamodules import (
     CausalLMDataModule,
     DenoisingDataModule,
     MaskedLMDataModule,
+    MultipleChoiceDataModule,
+    QuestionAnsweringDataModule,
     ReplacedTokenDataModule,
+    Seq2SeqDataModule,
+    SequenceClassificationDataModule,
+    TokenClassificationDataModule,
 )
 from lmkit.modules import (
     CausalLMModule,
     DenoisingModule,
     LMModule,
     MaskedLMModule,
+    MultipleChoiceModule,
+    QuestionAnsweringModule,
     ReplacedTokenModule,
+    Seq2SeqModule,
+    SequenceClassificationModule,
+    TokenClassificationModule,
 )
-from tests import tiny
+from tests import task_files, tiny
+
+
+def named(*names: str) -> dict[str, Any]:
+    """Return the entries of a config for classes of these names."""
+    return {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,8 @@ class Case:
     model: dict[str, Any] = field(default_factory=lambda: tiny.MASKED["bert"])
     data: type[LightningDataModule] = MaskedLMDataModule
     tokenizer: str = "wordpiece"
+    #: Writes the data where they are no plain text, and returns the data module's arguments.
+    files: Callable[[Path], dict[str, Any]] | None = None
     #: Settings of the module and of the data beyond the table's own.
     module_settings: dict[str, Any] = field(default_factory=dict)
     data_settings: dict[str, Any] = field(default_factory=dict)
@@ -66,9 +86,9 @@ class Case:
             tiny.tokenizer_folder(folder / "tokenizer", self.tokenizer)
             tiny.write_text(folder / "train.txt", 60)
             tiny.write_text(folder / "val.txt", 12, seed=1)
+        texts = {"train_file": str(folder / "train.txt"), "val_file": str(folder / "val.txt")}
         settings: dict[str, Any] = {
-            "train_file": str(folder / "train.txt"),
-            "val_file": str(folder / "val.txt"),
+            **(self.files(folder) if self.files else texts),
             "tokenizer": str(folder / "tokenizer"),
             "max_length": 16,
             "batch_size": 8,
@@ -116,6 +136,83 @@ CASES = [
         covers=("ReplacedTokenModule", "ReplacedTokenDataModule"),
     ),
     Case(
+        "sequence_classification",
+        core=True,
+        module=SequenceClassificationModule,
+        model={**tiny.MASKED["bert"], **named("fox", "moons", "trees")},
+        data=SequenceClassificationDataModule,
+        files=task_files.labelled_texts,
+        metrics=("val/loss", "val/accuracy", "val/macro_f1", "val/mcc"),
+        covers=("SequenceClassificationModule", "SequenceClassificationDataModule"),
+    ),
+    Case(
+        "regression",
+        module=SequenceClassificationModule,
+        model={**tiny.MASKED["bert"], "num_labels": 1},
+        data=SequenceClassificationDataModule,
+        files=task_files.scored_pairs,
+        data_settings={"task": "regression", "max_length": 40},
+        metrics=("val/loss", "val/mse", "val/pearson", "val/spearman"),
+    ),
+    Case(
+        "token_classification",
+        core=True,
+        module=TokenClassificationModule,
+        model={**tiny.MASKED["bert"], **named("O", "B-X", "I-X")},
+        data=TokenClassificationDataModule,
+        files=task_files.tagged_words,
+        metrics=("val/loss", "val/accuracy", "val/f1", "val/precision", "val/recall"),
+        covers=("TokenClassificationModule", "TokenClassificationDataModule"),
+    ),
+    Case(
+        "question_answering",
+        core=True,
+        module=QuestionAnsweringModule,
+        data=QuestionAnsweringDataModule,
+        files=task_files.questions,
+        data_settings={"max_length": 48, "doc_stride": 8, "max_question_length": 10},
+        metrics=("val/loss", "val/exact_match", "val/f1"),
+        covers=("QuestionAnsweringModule", "QuestionAnsweringDataModule"),
+    ),
+    Case(
+        "multiple_choice",
+        core=True,
+        module=MultipleChoiceModule,
+        data=MultipleChoiceDataModule,
+        files=task_files.choices,
+        data_settings={"max_length": 48},
+        metrics=("val/loss", "val/accuracy"),
+        covers=("MultipleChoiceModule", "MultipleChoiceDataModule"),
+    ),
+    Case(
+        "seq2seq",
+        core=True,
+        module=Seq2SeqModule,
+        model=tiny.SEQ2SEQ["t5"],
+        # T5 draws some of its dropout in functions, which the DDP test cannot switch off.
+        module_settings={"metrics": ["chrf"], "beams": 2, "max_new_tokens": 8, "dropout": 0.0},
+        data=Seq2SeqDataModule,
+        data_settings={"max_target_length": 16},
+        tokenizer="bpe",
+        files=task_files.text_pairs,
+        metrics=("val/loss", "val/perplexity", "val/accuracy", "val/chrf"),
+        covers=("Seq2SeqModule", "Seq2SeqDataModule"),
+    ),
+    Case(
+        "two_encoders",
+        core=True,
+        module=Seq2SeqModule,
+        model={
+            "model_type": "encoder-decoder",
+            "encoder": tiny.MASKED["bert"],
+            "decoder": tiny.MASKED["bert"],
+            "tie_encoder_decoder": True,
+        },
+        data=Seq2SeqDataModule,
+        data_settings={"max_target_length": 16},
+        files=task_files.text_pairs,
+    ),
+    Case(
         "surgery",
         core=True,
         callbacks=lambda: [tiny.ResidualCallback()],
@@ -154,6 +251,12 @@ CASES = [
         callbacks=lambda: [callbacks.ProvenanceCallback()],
         covers=("ProvenanceCallback",),
     ),
+    Case(
+        "gradual_unfreezing",
+        callbacks=lambda: [callbacks.GradualUnfreezingCallback(interval=2)],
+        covers=("GradualUnfreezingCallback",),
+    ),
+    Case("figures", callbacks=lambda: [callbacks.FiguresCallback()], covers=("FiguresCallback",)),
     Case("samples", callbacks=lambda: [callbacks.SamplesCallback()], covers=("SamplesCallback",)),
     Case(
         "loss_plot",

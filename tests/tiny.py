@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass
 from functools import cache
@@ -123,6 +124,18 @@ def causal_batch(rows: int = 4, length: int = 12, vocab: int = 99, seed: int = 0
     batch["input_ids"] = torch.where(batch["labels"] == -100, batch["input_ids"], batch["labels"])
     batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     return batch
+
+
+def write_text_pairs(folder: Path) -> dict[str, Any]:
+    """Write texts with what becomes of them, the same backwards in capitals; say where."""
+    for split, count, seed in (("train", 60, 0), ("val", 12, 1)):
+        rows = [
+            {"source": text, "target": " ".join(text.upper().split()[::-1])}
+            for text in sentences(count, seed)
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+    return {f"{split}_file": str(folder / f"{split}.jsonl") for split in ("train", "val")}
 
 
 class ResidualLinear(nn.Module):

@@ -3,6 +3,8 @@
 from .checkpoint import CheckpointCallback
 from .efficiency import EfficiencyCallback
 from .export import ExportCallback
+from .figures import FiguresCallback
+from .gradual_unfreezing import GradualUnfreezingCallback
 from .loss_plot import LossPlotCallback
 from .predictions import PredictionsCallback
 from .provenance import ProvenanceCallback
@@ -12,6 +14,8 @@ __all__ = [
     "CheckpointCallback",
     "EfficiencyCallback",
     "ExportCallback",
+    "FiguresCallback",
+    "GradualUnfreezingCallback",
     "LossPlotCallback",
     "PredictionsCallback",
     "ProvenanceCallback",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,13 +19,16 @@ __all__ = ["PredictionsCallback"]
 class PredictionsCallback(BasePredictionWriter):
     """Writes what `predict_step` returns, one dictionary a row, to `<run>/predictions.jsonl`.
 
+    Beside each stand the fields that the data module's `inputs(index)` has of the row, such as its
+    text. A file with the ending `.csv` gets columns; lists and dictionaries stand there as JSON.
+
     Each rank writes a file of its own batch by batch, so that memory does not grow. At the end
     rank 0 joins them: in the order of the data, without filler rows and without the rows that a
     distributed sampler repeated, where batches have an `index` `[B]`. The file gets its name only
     when it is complete. Ranks have to share the file system.
 
     Args:
-        output: the file; `<run>/predictions.jsonl` by default.
+        output: the file, `.jsonl` or `.csv`; `<run>/predictions.jsonl` by default.
 
     Raises:
         TypeError: `predict_step` returned something other than a list of dictionaries.
@@ -65,11 +69,14 @@ class PredictionsCallback(BasePredictionWriter):
         given = batch.get("index") if isinstance(batch, dict) else None
         if given is not None and len(given) == len(prediction):
             indices = given.tolist()
+        data = getattr(trainer, "datamodule", None)
+        inputs: Callable[[int], dict[str, Any]] = getattr(data, "inputs", lambda _: {})
         if self._file is None:
             raise RuntimeError("PredictionsCallback was not told that the prediction started")
         for index, row in zip(indices, prediction, strict=True):
             if index is None or index >= 0:
-                record = {"index": index, "dataloader": dataloader_idx, **row}
+                asked = {} if index is None else inputs(index)
+                record = {"index": index, "dataloader": dataloader_idx, **asked, **row}
                 self._file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -113,7 +120,8 @@ def _join(parts: Sequence[Path], target: Path) -> None:
     complete = target.with_name(f"{target.name}.part")
     files = [part.open("rb") for part in parts]
     try:
-        with complete.open("w", encoding="utf-8") as output:
+
+        def records() -> Iterator[dict[str, Any]]:
             for _, (number, offset) in sorted(places.items()):
                 files[number].seek(offset)
                 record = json.loads(files[number].readline())
@@ -121,13 +129,35 @@ def _join(parts: Sequence[Path], target: Path) -> None:
                     del record["index"]
                 if record["dataloader"] == 0:
                     del record["dataloader"]
-                output.write(json.dumps(record, ensure_ascii=False) + "\n")
+                yield record
+
+        with complete.open("w", encoding="utf-8", newline="") as output:
+            if target.suffix.lower() == ".csv":
+                _write_csv(output, records)
+            else:
+                for record in records():
+                    output.write(json.dumps(record, ensure_ascii=False) + "\n")
     finally:
         for file in files:
             file.close()
     complete.replace(target)
     for part in parts:
         part.unlink()
+
+
+def _write_csv(output: TextIO, records: Callable[[], Iterator[dict[str, Any]]]) -> None:
+    columns = dict.fromkeys(name for record in records() for name in record)
+    writer = csv.DictWriter(output, list(columns))
+    writer.writeheader()
+    for record in records():
+        writer.writerow(
+            {
+                name: json.dumps(value, ensure_ascii=False)
+                if isinstance(value, list | dict)
+                else value
+                for name, value in record.items()
+            }
+        )
 
 
 def _records(part: Path) -> Iterator[tuple[int, dict[str, Any]]]:

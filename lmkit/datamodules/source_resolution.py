@@ -86,9 +86,7 @@ def is_plain_source(source: Any) -> bool:
     )
 
 
-def _sources_of(
-    source: Any, options: SourceOptions[Source], streaming: bool
-) -> dict[str, Source]:
+def _sources_of(source: Any, options: SourceOptions[Source], streaming: bool) -> dict[str, Source]:
     if isinstance(source, str | Path) or (
         isinstance(source, Sequence) and all(isinstance(name, str | Path) for name in source)
     ):

@@ -189,14 +189,15 @@ def named_rows(
         ValueError: a name stands twice in the header.
     """
     header = [name.strip() for name in column_names] if column_names else None
+    if header and (doubled := _doubled(header)) is not None:
+        raise ValueError(f"column_names have {doubled!r} twice; give each column a name of its own")
     whose = "column_names have" if header else "the header has"
     for number, row in rows:
         if header is None:
             header = [name.strip() for name in row]
-            doubled = [name for name, count in Counter(header).items() if count > 1]
-            if doubled:
+            if (doubled := _doubled(header)) is not None:
                 raise ValueError(
-                    f"{path}, line {number}: the header has {doubled[0]!r} twice. Rename one, or "
+                    f"{path}, line {number}: the header has {doubled!r} twice. Rename one, or "
                     "if the file has no header pass column_names"
                 )
         elif len(row) != len(header):
@@ -225,8 +226,12 @@ def parquet_rows(
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is no readable parquet file ({error}); write it again") from error
+
+
+def _doubled(names: Sequence[str]) -> str | None:
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _untyped_rows(

@@ -6,12 +6,17 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-__all__ = ["epoch_length", "epoch_number", "ranks"]
+__all__ = ["epoch_length", "epoch_number", "ranks", "step_batches"]
 
 
 def ranks(trainer: Trainer | None) -> tuple[int, int]:
     """Return the rank of this process and the number of processes."""
     return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+
+
+def step_batches(trainer: Trainer | None) -> int:
+    """Return how many batches of a rank make an optimizer step."""
+    return max(1, int(getattr(trainer, "accumulate_grad_batches", 1) or 1))
 
 
 def epoch_number(trainer: Trainer) -> int:

@@ -21,7 +21,7 @@ from .checkpoint import read_entry, standalone_arguments, write_entry
 from .checkpoint_io import AtomicCheckpointIO
 from .checks import LossGuard, check_plain, check_state, check_tokenizer, warn_of_script
 from .item_mean import ItemMean
-from .network import build_network, check_fit, fingerprint
+from .network import build_network, check_fit, decided_settings, fingerprint
 from .optimizer import check_groups, clip_gradients, optimizer_and_schedule
 from .resume import seed_batch, take_up
 from .speed import Speed, set_dropout
@@ -61,6 +61,7 @@ class LMModule(LightningModule):
     auto_class: ClassVar[type[_BaseAutoModelClass]]
     #: Whether a token of the network sees only those before it.
     is_causal: ClassVar[bool] = False
+    build = staticmethod(build_network)  # a subclass may make its network otherwise
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     #: Wrapped around `step` in order: with callbacks `[A, B]` the objective is `B(A(step))`.
@@ -134,9 +135,9 @@ class LMModule(LightningModule):
         datamodule = self._trainer and getattr(self._trainer, "datamodule", None)
         if self.tokenizer is None:
             self.tokenizer = getattr(datamodule, "tokenizer", None)
-        decided = getattr(datamodule, "network_settings", dict)()
         named, pretrained = self.hparams["model"], self.hparams["pretrained"]
-        network, loaded = build_network(self.auto_class, named, pretrained, self.tokenizer, decided)
+        how = named, pretrained, self.tokenizer, decided_settings(datamodule)
+        network, loaded = self.build(self.auto_class, *how)
         if self.hparams["dropout"] is not None:
             set_dropout(network, self.hparams["dropout"])
         self.network = network
@@ -174,7 +175,8 @@ class LMModule(LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         tokenizer = getattr(datamodule, "tokenizer", None)
         check_tokenizer(self.tokenizer, tokenizer)
-        check_fit(self.network, tokenizer, getattr(datamodule, "max_length", None))
+        longest = getattr(datamodule, "max_length", None)
+        check_fit(self.network, tokenizer, longest, decided_settings(datamodule))
         self.tokenizer = tokenizer or self.tokenizer
         self._speed.set_up(self)
         if stage == "fit":

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 from torchmetrics import Metric
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM
 
 from ..functional import token_cross_entropy
 from ..tokenization import require_sentinels
 from ..types import IGNORE_INDEX, Batch, StepOutput
 from .base import LMModule
 from .checks import require_tokenizer
+from .decoder_inputs import decoder_inputs
+from .generation import generate
 from .sparse_head import labelled, logits_at
 from .token_metrics import language_metrics, update_language_metrics
 
@@ -104,7 +105,7 @@ class DenoisingModule(LMModule):
             positions,
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            decoder_input_ids=_decoder_inputs(self.network, batch["labels"]),
+            decoder_input_ids=decoder_inputs(self.network, batch["labels"]),
             use_cache=False,
         )
         loss, count = token_cross_entropy(logits, targets)
@@ -176,18 +177,7 @@ class DenoisingModule(LMModule):
     def _write(self, batch: Batch, max_new_tokens: int) -> list[list[int]]:
         """Return what the decoder writes up to its end, each time the most probable token."""
         end = require_tokenizer(self).eos_token_id
-        mode = self.network.training
-        self.network.train(False)
-        ids: Tensor = cast(Any, self.network).generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-        )
-        self.network.train(mode)
-        rows: list[list[int]] = ids[:, 1:].tolist()
-        return [row[: row.index(end)] if end in row else row for row in rows]
+        return generate(self.network, batch, end=end, max_new_tokens=max_new_tokens)
 
     def _text(self, ids: list[int]) -> str:
         tokenizer = require_tokenizer(self)
@@ -215,14 +205,3 @@ def _filled(ids: list[int], spans: Mapping[int, list[int]], sentinels: set[int])
     for token in ids:
         filled += spans.get(token, []) if token in sentinels else [token]
     return filled
-
-
-def _decoder_inputs(network: PreTrainedModel, labels: Tensor) -> Tensor:
-    """Shift the target to the right, behind the token that the decoder starts from."""
-    own = getattr(network, "prepare_decoder_input_ids_from_labels", None)
-    if own is not None:
-        return cast(Tensor, own(labels))
-    shifted = labels.new_empty(labels.shape)
-    shifted[:, 1:] = labels[:, :-1]
-    shifted[:, 0] = network.config.decoder_start_token_id
-    return shifted.masked_fill(shifted == IGNORE_INDEX, network.config.pad_token_id)

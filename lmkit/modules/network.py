@@ -26,7 +26,7 @@ from transformers import (
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import logging as transformers_logging
 
-__all__ = ["build_network", "check_fit", "fingerprint", "usable_positions"]
+__all__ = ["build_network", "check_fit", "decided_settings", "fingerprint", "usable_positions"]
 
 # Facts of a config that come from the tokenizer when a network is made from scratch.
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
@@ -57,6 +57,7 @@ def build_network(
         ValueError: there is no such model, config key or head; names what there is.
     """
     config = _named_config(model) if isinstance(model, str) else _scratch_config(model, tokenizer)
+    known = dict(config.id2label or {})
     for name, value in (settings or {}).items():
         setattr(config, name, value)
     if type(config) not in cast(Any, auto_class)._model_mapping:
@@ -74,6 +75,8 @@ def build_network(
             ignore_mismatched_sizes=bool(settings),
         )
     other = {name for name, *_ in loading["mismatched_keys"]}
+    if _are_other_classes(known, config):
+        other |= _fresh_head(network, auto_class)
     loaded = set(network.state_dict()) - set(loading["missing_keys"]) - other
     if new := sorted(set(network.state_dict()) - loaded):
         rank_zero_info(f"{model} has no weights for {', '.join(new)}: these start at random")
@@ -81,14 +84,43 @@ def build_network(
     return network.train(), loaded
 
 
+def decided_settings(datamodule: Any) -> dict[str, Any]:
+    """Return the entries of a network's config that a data module decides, if it decides any."""
+    return dict(getattr(datamodule, "network_settings", dict)())
+
+
 def check_fit(
-    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None
+    network: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    max_length: int | None,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Check that ids and positions of the data exist in the network.
+    """Check that ids, positions and classes of the data exist in the network.
+
+    Args:
+        network: built, perhaps before the data were known.
+        tokenizer: of the data.
+        max_length: of the data.
+        settings: entries of the config that the data decide. Names are taken over where the network
+            has only numbers.
 
     Raises:
-        ValueError: the tokenizer has more tokens than the network, or the text more positions.
+        ValueError: the tokenizer has more tokens than the network, the text more positions, or the
+            data other classes.
     """
+    decided = dict(settings or {})
+    theirs, config = decided.get("num_labels", network.config.num_labels), network.config
+    names = {**(config.id2label or {})}
+    generic = all(str(name).startswith("LABEL_") for name in names.values())
+    wanted = decided.get("id2label", names)
+    if theirs != config.num_labels or (not generic and list(wanted.values()) != [*names.values()]):
+        raise ValueError(
+            f"the network was built with {config.num_labels} classes ({_listed(names)}), and the "
+            f"data have {theirs} ({_listed(wanted)}); let the Trainer build it (no "
+            "configure_model() before the fit), or name them in the model's config as id2label"
+        )
+    for name, value in decided.items():
+        setattr(config, name, value)
     rows = cast(nn.Embedding, network.get_input_embeddings()).weight.shape[0]
     if tokenizer is not None and len(tokenizer) > rows:
         raise ValueError(
@@ -146,6 +178,22 @@ def fingerprint(network: nn.Module, keys: Collection[str]) -> str:
     return digest.hexdigest()
 
 
+def _are_other_classes(known: Mapping[int, str], config: PretrainedConfig) -> bool:
+    """Whether a config names other classes than those that its head was made for."""
+    before, now = [{str(name) for name in names.values()} for names in (known, config.id2label)]
+    generic = all(name.startswith("LABEL_") for name in before)
+    return bool(before) and not generic and before != now
+
+
+def _fresh_head(network: PreTrainedModel, auto_class: type[_BaseAutoModelClass]) -> set[str]:
+    """Draw the weights above the encoder anew; returns their names."""
+    fresh = cast(Any, auto_class).from_config(network.config, dtype=torch.float32).state_dict()
+    body = f"{network.base_model_prefix}."
+    head = {name: value for name, value in fresh.items() if not name.startswith(body)}
+    network.load_state_dict(head, strict=False)
+    return set(head)
+
+
 @contextmanager
 def _without_report() -> Iterator[None]:
     """Leave out what transformers prints of weights that are missing: it is said here, once."""
@@ -159,6 +207,10 @@ def _without_report() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if had_bar:
             transformers_logging.enable_progress_bar()
+
+
+def _listed(names: Mapping[Any, str]) -> str:
+    return ", ".join(map(repr, list(names.values())[:10])) or "no names"
 
 
 def _named_config(model: str) -> PretrainedConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 from ..types import Batch
 from .attention import NAME
 
-__all__ = ["check_packing", "network_inputs"]
+__all__ = ["check_packing", "knows_types", "network_inputs"]
 
 
 def network_inputs(
@@ -33,7 +34,7 @@ def network_inputs(
         one for each kind of layer), `position_ids` of packed rows, `token_type_ids` if there are.
     """
     inputs: dict[str, Any] = {"input_ids": batch["input_ids"]}
-    if "token_type_ids" in batch:
+    if "token_type_ids" in batch and knows_types(network):
         inputs["token_type_ids"] = batch["token_type_ids"]
     if "segment_ids" not in batch:
         return {**inputs, "attention_mask": batch["attention_mask"]}
@@ -126,6 +127,12 @@ def _window(network: PreTrainedModel) -> int:
     if getattr(network.config, "use_sliding_window", True) is False:
         return 0
     return int(getattr(network.config, "sliding_window", None) or 0)
+
+
+def knows_types(network: PreTrainedModel) -> bool:
+    """Whether a network tells the two texts of a pair apart; some take the types and know one."""
+    known = getattr(network.config, "type_vocab_size", 2) or 0
+    return known > 1 and "token_type_ids" in inspect.signature(network.forward).parameters
 
 
 def _first_position(network: PreTrainedModel) -> int:

@@ -94,7 +94,9 @@ def outputs_at(network: PreTrainedModel, positions: Tensor, **inputs: Any) -> Mo
         return (hidden, *output[1:])
 
     both = network.config.is_encoder_decoder
-    handle = (network.get_decoder() if both else network.base_model).register_forward_hook(cut)
+    # Of two networks that were joined, the decoder has its head with it.
+    stack = network.get_decoder().base_model if both else network.base_model
+    handle = stack.register_forward_hook(cut)
     try:
         output: ModelOutput = network(**inputs)
     finally:

@@ -1,0 +1,109 @@
+"""Names of classes: which there are, in which order, and what a network calls them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from transformers import AutoConfig
+
+from .text_rows import BadRows
+
+__all__ = ["align_labels", "label_number", "network_labels", "sorted_labels"]
+
+
+def sorted_labels(names: Collection[str]) -> list[str]:
+    """Sort the names of classes: numbers by size, names by the alphabet.
+
+    Example:
+        >>> sorted_labels({"10", "9", "1"}), sorted_labels({"b", "10", "a"})
+        (['1', '9', '10'], ['10', 'a', 'b'])
+    """
+    if all(name.removeprefix("-").isdecimal() for name in names):
+        # By name too: 1 and 01 are two classes, and every process must have them in one order.
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def align_labels(found: Sequence[str], own: Sequence[str], trained: bool) -> list[str]:
+    """Return the classes in the order of the network, when it knows all that the data have.
+
+    A network with a head has an order of its own, and labels are matched with it by name, never
+    by number.
+
+    Args:
+        found: classes of the data, in their order.
+        own: names that the network has, in its order; empty if it has none.
+        trained: whether the head is to be used as it is, and not to be replaced by a fresh one.
+
+    Raises:
+        ValueError: the head is to be used, and does not know a class of the data.
+
+    Example:
+        >>> align_labels(["no", "yes"], ["yes", "no"], trained=False)
+        ['yes', 'no']
+    """
+    if not own:
+        return list(found)
+    unknown = [name for name in found if name not in own]
+    if not unknown:
+        return list(own)
+    if trained:
+        raise ValueError(
+            f"the data have the label {unknown[0]!r}, and the model knows only "
+            f"{', '.join(map(repr, own))}; use data with the model's labels"
+        )
+    return list(found)
+
+
+def label_number(
+    name: str, known: Mapping[str, int], file: str, line: int, bad: BadRows
+) -> int | None:
+    """Return the number of a class, or report the row and return `None`.
+
+    Args:
+        name: of the class.
+        known: name -> number.
+        file: where it stands.
+        line: where it stands.
+        bad: what to do with bad rows.
+    """
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    names = ", ".join(map(repr, list(known)[:20])) + (" ..." if len(known) > 20 else "")
+    fault = f"unknown label {name!r} (known from the training data: {names}){hint}"
+    bad(file, line, fault, "Correct the label, or add examples of it to the training data")
+    return None
+
+
+def network_labels(module: Any) -> tuple[list[str], bool]:
+    """Return the names that a module's network has for its classes.
+
+    Args:
+        module: the `LightningModule` that is to be trained or used, if there is one yet.
+
+    Returns:
+        The names in the order of the head, empty if it has none or has only numbers; and whether
+        the network is built already, so that its head is to be used as it is.
+    """
+    network = getattr(module, "network", None)
+    if network is not None:
+        return _names(network.config.id2label), True
+    model = module.hparams.get("model") if module is not None else None
+    if isinstance(model, Mapping):
+        return _names(model.get("id2label") or {}), False
+    if isinstance(model, str) and module.hparams.get("pretrained", True):
+        try:
+            return _names(AutoConfig.from_pretrained(model).id2label), False
+        except (OSError, ValueError, KeyError):
+            pass  # the module will say what is wrong with it
+    return [], False
+
+
+def _names(id2label: Mapping[Any, str]) -> list[str]:
+    names = [str(id2label[key]) for key in sorted(id2label, key=int)]
+    is_numbered = names == [f"LABEL_{number}" for number in range(len(names))]
+    return [] if is_numbered else names

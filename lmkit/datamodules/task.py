@@ -1,0 +1,302 @@
+"""What the data modules of downstream tasks share: rows, labels, tokens, loaders that resume."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from ..tokenization import require_pad_token, tokenizer_digest
+from .batch_plan import BatchPlan, check_positive
+from .data_facts import compare_facts
+from .example_table import Columns, ExampleTable
+from .label_names import network_labels
+from .length_plan import LengthPlan
+from .loader import Collate, PlannedLoader, ResumableLoader
+from .records import RecordOptions, RecordSource
+from .source import expand_files, short_hash
+from .source_resolution import Files, is_plain_source, resolve_sources
+from .task_tables import describe_tables, encode_table, task_tables
+from .task_tokenizer import task_tokenizer
+from .text_rows import BadRows, OnBadRow
+from .token_store import cache_folder
+from .trainer_facts import epoch_length, epoch_number, ranks, step_batches
+
+__all__ = ["TaskDataModule"]
+
+
+class TaskDataModule(LightningDataModule):
+    """Labelled rows, encoded once and kept by content, as batches that resume exactly.
+
+    A task says how it reads a row (`read`), what its classes are (`label_names`, `stratum`), how
+    it encodes examples (`encode`) and makes batches of them (`collator`). The data modules of the
+    tasks document the arguments. After `setup` the public attributes are there.
+
+    Attributes:
+        tokenizer: makes the tokens; `None` before `setup`.
+        labels: names of the classes, in the order of their numbers; empty where there are none.
+        max_length: tokens of an example at most, special tokens included.
+        seed: of order and draws.
+        fingerprint: hash of data, tokenizer and settings.
+        statistics: examples, tokens and classes of each split, as plain data.
+    """
+
+    def __init__(
+        self,
+        source: Any = None,
+        train_file: Files | None = None,
+        val_file: Files | None = None,
+        test_file: Files | None = None,
+        predict_file: Files | None = None,
+        column_names: list[str] | None = None,
+        encoding: str = "utf-8",
+        on_bad_row: OnBadRow = "error",
+        val_fraction: float = 0.1,
+        examples_per_class: int | None = None,
+        tokenizer: str | None = None,
+        max_length: int = 256,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        # A live object in the hyper-parameters would make the checkpoint unreadable.
+        self.save_hyperparameters(ignore=[] if is_plain_source(source) else ["source"])
+        if max_length < 8:
+            raise ValueError(f"max_length must be at least 8, got {max_length}")
+        if not 0.0 <= val_fraction < 1.0:
+            raise ValueError(f"val_fraction must lie in [0, 1), got {val_fraction}")
+        check_positive(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            examples_per_class=examples_per_class,
+        )
+        self.source = source
+        self.files = {"train": train_file, "val": val_file, "test": test_file}
+        self.predict_file = predict_file
+        names = tuple(column_names) if column_names else None
+        self.record_options = RecordOptions(encoding, on_bad_row, names)
+        self.val_fraction = val_fraction
+        self.examples_per_class = examples_per_class
+        self.tokenizer_name = tokenizer
+        #: Of a tokenizer that is trained on the training texts, where there is none.
+        self.tokenizer_kind: Literal["wordpiece", "bpe"] = "wordpiece"
+        self.vocab_size = 8192
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.cache_dir = cache_dir
+        self.seed = seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.labels: list[str] = []
+        self.fingerprint = ""
+        self.statistics: dict[str, int | float | str] = {}
+        self._seed_is_given = seed is not None
+        self._tables: dict[str, ExampleTable] = {}
+        self._facts: dict[str, Any] = {}
+
+    @abstractmethod
+    def read(self, source: RecordSource, labelled: bool, bad: BadRows) -> list[Any]:
+        """Return the examples of a source, each a named tuple that ends with `file` and `line`.
+
+        Args:
+            source: its rows.
+            labelled: whether they must have labels; those to predict on have none.
+            bad: told of each row that is no example; raises or skips it.
+        """
+
+    @abstractmethod
+    def encode(self, examples: list[Any], bad: BadRows) -> Columns:
+        """Return the columns of examples, among them `input_ids`; `tokenizer` and `labels` are set.
+
+        A flat column `truncated` is counted, and not kept.
+        """
+
+    @abstractmethod
+    def collator(self, table: ExampleTable, training: bool) -> Collate:
+        """Return what makes batches of a table's examples."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the task's settings that change what is in a batch, as plain data."""
+        return {}
+
+    def label_names(self, examples: list[Any]) -> list[str]:
+        """Return the classes of the training examples, in order; none where the task has none."""
+        return []
+
+    def stratum(self, example: Any) -> str | None:
+        """Return the class that an example is held out and drawn by, if it has one."""
+
+    def group(self, example: Any) -> str | None:
+        """Return what keeps an example on one side of the hold-out with others, if anything."""
+
+    def classes(self, table: ExampleTable) -> NDArray[np.int64] | None:
+        """Return the class of each training example where all are to come as often, else `None`."""
+
+    def lengths(self, table: ExampleTable) -> NDArray[np.int64]:
+        """Return how long each example is, by which they are brought together: int64 `[N]`."""
+        return table.ragged("input_ids").lengths
+
+    def texts(self, example: Any) -> tuple[str, ...]:
+        """Return the texts of an example, to train a tokenizer on where there is none."""
+        raise ValueError("there is no tokenizer; pass tokenizer (a hub name or a folder)")
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise `ValueError` for a tokenizer that the task cannot use."""
+
+    def network_settings(self) -> dict[str, Any]:
+        """Return the entries of the network's config that the data decide."""
+        if not (self.labels and self.fingerprint):
+            return {}
+        return {
+            "num_labels": len(self.labels),
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": {name: number for number, name in enumerate(self.labels)},
+        }
+
+    def inputs(self, index: int) -> dict[str, Any]:
+        """Return the fields of a row of `predict_file`, to be written beside its prediction."""
+        return {}
+
+    def prepare_data(self) -> None:
+        """Read, check and encode, where the cache does not have it; once per node."""
+        if not self._only_predicts():
+            self._build()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open what `prepare_data` made; the same for every stage, and for a second call."""
+        if not self.fingerprint and not self._only_predicts():
+            self._build()
+
+    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Take another tokenizer, e.g. a checkpoint's, and tokenize anew with it."""
+        self._build(tokenizer)
+
+    def table(self, split: str) -> ExampleTable:
+        """Return the encoded examples of `train`, `val` or `test`.
+
+        Raises:
+            ValueError: there are none.
+        """
+        self.setup()
+        if split not in self._tables:
+            raise ValueError(f"there are no {split} examples; pass {split}_file")
+        return self._tables[split]
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the training batches, drawn anew each epoch."""
+        table = self.table("train")
+        overfit = bool(self.trainer and getattr(self.trainer, "overfit_batches", 0))
+        lengths, batches = self.lengths(table), step_batches(self.trainer)
+        rank, size = ranks(self.trainer)
+        seed = None if overfit else self.seed
+        plan = LengthPlan(lengths, self.batch_size, rank, size, seed, self.classes(table), batches)
+        return ResumableLoader(
+            plan,
+            self.collator(table, training=True),
+            self.num_workers,
+            stop=epoch_length(self.trainer, len(plan)),
+            clock=partial(epoch_number, self.trainer) if self.trainer else None,
+        )
+
+    def val_dataloader(self) -> PlannedLoader | list[PlannedLoader]:
+        """Return the validation batches, or an empty list where there are no such examples."""
+        self.setup()
+        return self._evaluation("val") if "val" in self._tables else []
+
+    def test_dataloader(self) -> PlannedLoader:
+        """Return the test batches; without a test set, the validation batches."""
+        self.setup()
+        if "test" not in self._tables and "val" in self._tables:
+            rank_zero_info("there are no test examples: testing on those of the validation")
+            return self._evaluation("val")
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> PlannedLoader:
+        """Return the rows of `predict_file`, in order; labels are not needed, nor looked at."""
+        if not self.predict_file:
+            raise ValueError("pass predict_file (--data.predict_file=FILE), the rows to predict on")
+        if self.tokenizer is None:
+            self._take(None, None)
+            self.labels, _ = network_labels(self.trainer and self.trainer.lightning_module)
+        files = expand_files(self.predict_file, "predict_file", self.record_options.endings)
+        bad = BadRows(self.record_options.on_bad_row)
+        examples = self.read(self.record_options.of_files(files), False, bad)
+        bad.report()
+        if not examples:
+            raise ValueError(f"predict_file: there is no row in {files[0]}")
+        self._tables["predict"] = table = encode_table(self, examples, "predict")
+        batch_size = self.eval_batch_size or self.batch_size
+        plan = BatchPlan(len(table), batch_size, *ranks(self.trainer))
+        return PlannedLoader(plan, self.collator(table, training=False), self.num_workers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run must find unchanged."""
+        return {"fingerprint": self.fingerprint, "facts": dict(self._facts)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Check that a resumed fit has the data that the interrupted one had.
+
+        Raises:
+            ValueError: training data, tokenizer or labels changed; says which.
+        """
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        before = dict(state_dict["facts"])
+        if not self._seed_is_given:
+            # Nobody asked for a seed: the run goes on with the one that it began with.
+            self.seed = self._facts["seed"] = int(before["seed"])
+        if changed := compare_facts(before, self._facts):
+            rank_zero_warn(changed)
+
+    def _only_predicts(self) -> bool:
+        return bool(self.predict_file) and self.source is None and not any(self.files.values())
+
+    def _take(self, tokenizer: PreTrainedTokenizerBase | None, source: RecordSource | None) -> None:
+        tokenizer = tokenizer or task_tokenizer(self, source, cache_folder(self.cache_dir))
+        self.check_tokenizer(tokenizer)
+        require_pad_token(tokenizer, give=True)
+        self.tokenizer = tokenizer
+
+    def _build(self, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        if self._only_predicts():
+            self._take(tokenizer, None)
+            return
+        cache = cache_folder(self.cache_dir)
+        sources = resolve_sources(self.source, self.files, self.record_options, cache)
+        self._take(tokenizer, sources.get("train"))
+        assert self.tokenizer is not None
+        facts = {
+            **{f"{split} text": source.key(cache) for split, source in sources.items()},
+            "tokenizer": tokenizer_digest(self.tokenizer),
+            "val_fraction": self.val_fraction,
+            "examples_per_class": self.examples_per_class,
+            "max_length": self.max_length,
+            **self.settings(),
+        }
+        # Only a draw of few examples depends on the seed.
+        drawn = self.seed if self.examples_per_class is not None else None
+        found = task_tables(self, sources, [facts, drawn], cache)
+        self._tables, self.labels = dict(found.tables), found.labels
+        self._facts = {**facts, "labels": self.labels, "seed": self.seed}
+        before, self.fingerprint = self.fingerprint, short_hash(self._facts)
+        self.statistics, words = describe_tables(self._tables, self.labels, sources)
+        if self.fingerprint != before:
+            rank_zero_info(words)
+
+    def _evaluation(self, split: str) -> PlannedLoader:
+        table = self.table(split)
+        batch_size = self.eval_batch_size or self.batch_size
+        plan = LengthPlan(self.lengths(table), batch_size, *ranks(self.trainer))
+        return PlannedLoader(plan, self.collator(table, training=False), self.num_workers)

@@ -1,0 +1,168 @@
+"""From sources of labelled rows to encoded tables, each made once and kept by content."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from .cache_entry import building_folder, put_in_place
+from .example_choice import few_of_each, hold_out_examples
+from .example_table import ExampleTable
+from .label_names import align_labels, network_labels
+from .records import DatasetRecords, RecordSource
+from .source import short_hash
+from .text_rows import BadRows
+
+if TYPE_CHECKING:
+    from .task import TaskDataModule
+
+__all__ = ["TaskTables", "describe_tables", "encode_table", "task_tables"]
+
+# Part of every key: raise it when examples are read or encoded otherwise.
+_VERSION = 1
+
+
+class TaskTables(NamedTuple):
+    """What a data module opens.
+
+    Attributes:
+        tables: split -> its examples.
+        labels: names of the classes, in order.
+    """
+
+    tables: dict[str, ExampleTable]
+    labels: list[str]
+
+
+def task_tables(
+    data: TaskDataModule, sources: Mapping[str, RecordSource], facts: Any, cache: Path
+) -> TaskTables:
+    """Return the tables of a data module, from the cache or made now.
+
+    Args:
+        data: reads and encodes; its tokenizer is set, and its labels are set here.
+        sources: split -> its rows.
+        facts: plain data on which the tables depend, beside the labels of the network.
+        cache: folder of the cache.
+
+    Raises:
+        ValueError: a split has no example, or a row is bad; names file and line.
+    """
+    own, trained = network_labels(data.trainer and data.trainer.lightning_module)
+    key = short_hash(["examples", _VERSION, type(data).__name__, facts, own, trained])
+    final = cache / "examples" / key
+    try:
+        found = _open(final)
+    except FileNotFoundError:
+        made = _make(data, sources, own, trained)
+        building = building_folder(final)
+        try:
+            for split, table in made.tables.items():
+                table.save(building / split)
+            entry = {"labels": made.labels, "splits": list(made.tables)}
+            (building / "meta.json").write_text(json.dumps(entry))
+            found = put_in_place(building, final, _open)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    data.labels = found.labels
+    return found
+
+
+def encode_table(data: TaskDataModule, examples: list[Any], split: str) -> ExampleTable:
+    """Encode the examples of a split, and count what was cut, skipped and seen of each class.
+
+    Raises:
+        ValueError: no example is left.
+    """
+    bad = BadRows(data.record_options.on_bad_row)
+    columns = dict(data.encode(examples, bad))
+    bad.report()
+    truncated = columns.pop("truncated", None)
+    meta = {
+        "truncated": 0 if truncated is None else int(sum(map(bool, truncated))),
+        "classes": dict(Counter(name for e in examples if (name := data.stratum(e)) is not None)),
+    }
+    table = ExampleTable.of(columns, meta)
+    if not len(table):
+        raise ValueError(f"{split}: there is no example left that could be encoded")
+    return table
+
+
+def describe_tables(
+    tables: Mapping[str, ExampleTable], labels: list[str], sources: Mapping[str, RecordSource]
+) -> tuple[dict[str, int | float | str], str]:
+    """Return the statistics of the data as plain data, and a sentence that says them."""
+    name = next(iter(sources.values())).name
+    statistics: dict[str, int | float | str] = {"source": name, "labels": ", ".join(labels)}
+    words = []
+    for split, table in tables.items():
+        lengths = table.ragged("input_ids").lengths
+        statistics[f"{split}/examples"] = len(table)
+        statistics[f"{split}/tokens"] = int(lengths.sum())
+        statistics[f"{split}/longest"] = int(lengths.max())
+        statistics[f"{split}/truncated"] = table.meta["truncated"]
+        for label, count in table.meta["classes"].items():
+            statistics[f"{split}/label/{label}"] = count
+        cut = table.meta["truncated"]
+        words.append(
+            f"{split} {len(table):,} examples, {int(lengths.sum()):,} tokens"
+            + (f" ({cut:,} examples longer than max_length cut)" if cut else "")
+        )
+    shown = ", ".join(labels[:10]) + (" ..." if len(labels) > 10 else "")
+    classes = f"; {len(labels)} labels: {shown}" if labels else ""
+    return statistics, f"data from {name}: {'; '.join(words)}{classes}"
+
+
+def _make(
+    data: TaskDataModule, sources: Mapping[str, RecordSource], own: list[str], trained: bool
+) -> TaskTables:
+    examples: dict[str, list[Any]] = {}
+    for split, source in sources.items():
+        if split == "test" and _has_no_labels(source):
+            rank_zero_info(f"{source.name} has no labels, and is not tested on")
+            continue
+        bad = BadRows(data.record_options.on_bad_row)
+        examples[split] = data.read(source, True, bad)
+        bad.report()
+        if not examples[split]:
+            raise ValueError(f"{split}: there is no example in {source.name}")
+    if "train" in examples and "val" not in examples and data.val_fraction:
+        examples["train"], examples["val"] = hold_out_examples(
+            examples["train"], data.val_fraction, data.stratum, data.group
+        )
+    if data.examples_per_class is not None and "train" in examples:
+        examples["train"] = few_of_each(
+            examples["train"], data.examples_per_class, data.seed, data.stratum
+        )
+    first = next(iter(examples.values()), [])
+    data.labels = align_labels(data.label_names(examples.get("train", first)), own, trained)
+    tables = {split: encode_table(data, rows, split) for split, rows in examples.items()}
+    seen = tables["train"].meta["classes"] if "train" in tables else {}
+    if seen and (lacking := [name for name in data.labels if name not in seen]):
+        rank_zero_warn(
+            f"no training example has the label {', '.join(map(repr, lacking))}: the model cannot "
+            "learn it"
+        )
+    return TaskTables(tables, list(data.labels))
+
+
+def _has_no_labels(source: RecordSource) -> bool:
+    """Whether all class labels of a data set are -1, as in the tests of GLUE."""
+    if not isinstance(source, DatasetRecords) or not (columns := source.class_columns()):
+        return False
+    return all(set(source.dataset[column]) == {-1} for column in columns)
+
+
+def _open(folder: Path) -> TaskTables:
+    try:
+        entry = json.loads((folder / "meta.json").read_text())
+        splits = list(entry["splits"])
+        return TaskTables({s: ExampleTable.open(folder / s) for s in splits}, list(entry["labels"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileNotFoundError(f"no whole tables of examples at {folder}") from error

@@ -1,0 +1,274 @@
+"""Tagged words (named entities, parts of speech) as batches."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from ..functional.tagging import Scheme, detect_scheme, parse_tag, to_bio
+from ..tokenization.word_pieces import PiecedWords, piece_encoder
+from ..tokenization.word_windows import WordLayout
+from ..types import IGNORE_INDEX
+from .conll import Column
+from .example_collator import ExampleCollator
+from .example_table import Columns, ExampleTable
+from .label_names import label_number, sorted_labels
+from .loader import Collate
+from .records import RecordSource
+from .source_resolution import Files
+from .tagged_words import TaggedText, TaggedWordsReader
+from .task import TaskDataModule
+from .text_rows import BadRows, OnBadRow
+from .word_batches import WordCollator, training_columns
+
+__all__ = ["TokenClassificationDataModule"]
+
+# The prefixes that tags of a scheme may have.
+_PREFIXES = {"auto": "BIESLU", "bio": "BI", "iob1": "BI", "iobes": "BIESLU"}
+
+
+class TokenClassificationDataModule(TaskDataModule):
+    """Words with a tag each: named entities, parts of speech and the like.
+
+    Reads CoNLL columns (`.conll`, `.txt`, `.tsv`, `.iob` or any other ending), CoNLL-U
+    (`.conllu`), JSON lines and parquet with a list of words and one of tags (`tokens`, `tags`) or
+    with a text and spans of characters (`text`, `spans`), and data sets of the hub such as
+    `conll2003`. Files may be `.gz`.
+
+    Tags that spell entities become BIO (IOB2), of whatever scheme they are. The words are cut into
+    pieces by the tokenizer. A sentence that is longer than `max_length` is cut into windows of
+    whole words that share a quarter of a window: in training each window is a row, in evaluation
+    and prediction the windows of a sentence stay together, and each word has its tag from the
+    window in which it is farther from the border. So no word is lost. Only of a single word that
+    is longer than a row the last pieces are left out, which is counted.
+
+    Args:
+        source: a hub name, files, globs, a folder with train, dev and test files, or a `datasets`
+            object.
+        train_file: in place of `source`; files, globs or folders.
+        val_file: the validation sentences; without, some are held out.
+        test_file: the test sentences.
+        predict_file: sentences to predict on: as above without tags, or plain text (`.txt`), a
+            sentence a line, which is split into words.
+        word_column: the column of the words: in CoNLL its place from 0 (the first) or in CoNLL-U
+            its name (`FORM`); in other formats its name (`tokens`, `words`, or `text`).
+        tag_column: the column of the tags: the last one, `UPOS`, or `tags`, `ner_tags`, `labels`,
+            `pos_tags`; of a text `spans` or `entities`, a list of `{start, end, label}` or
+            `[start, end, label]`.
+        tag_names: names of tags that are given as numbers.
+        scheme: how tags spell entities: `"bio"`, `"iob1"`, `"iobes"` (BILOU too), `"none"` for tags
+            that spell none, such as parts of speech; `"auto"` tells it from the training tags.
+        label_pieces: whether in training the `"first"` piece of a word is labelled or `"all"`, the
+            later ones with the `I` of their entity. In evaluation it is always the first.
+        encoding: of the files.
+        on_bad_row: `"error"`, or `"skip"` to leave out bad sentences, and say how many.
+        val_fraction: share of the training sentences held out where there is no `val_file`.
+        tokenizer: a hub name or a folder; the model's own by default.
+        max_length: tokens of a row, special ones included.
+        batch_size: sentences per batch and rank.
+        eval_batch_size: likewise in evaluation; `batch_size` by default.
+        num_workers: processes that make batches.
+        seed: of the order.
+        cache_dir: where encoded data are kept.
+
+    Raises:
+        ValueError: an argument lies outside its range; in `setup` a file, line, tag or span is bad,
+            or a tag of the validation or test is not among those of the training.
+
+    Example:
+        >>> data = TokenClassificationDataModule(train_file="train.conll", max_length=128)
+        >>> data.scheme, data.label_pieces
+        ('auto', 'first')
+    """
+
+    def __init__(
+        self,
+        source: Any = None,
+        train_file: Files | None = None,
+        val_file: Files | None = None,
+        test_file: Files | None = None,
+        predict_file: Files | None = None,
+        word_column: Column | None = None,
+        tag_column: Column | None = None,
+        tag_names: list[str] | None = None,
+        scheme: Literal["auto", "bio", "iob1", "iobes", "none"] = "auto",
+        label_pieces: Literal["first", "all"] = "first",
+        encoding: str = "utf-8",
+        on_bad_row: OnBadRow = "error",
+        val_fraction: float = 0.1,
+        tokenizer: str | None = None,
+        max_length: int = 256,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__(
+            source=source,
+            train_file=train_file,
+            val_file=val_file,
+            test_file=test_file,
+            predict_file=predict_file,
+            encoding=encoding,
+            on_bad_row=on_bad_row,
+            val_fraction=val_fraction,
+            tokenizer=tokenizer,
+            max_length=max_length,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            cache_dir=cache_dir,
+        )
+        for name, value, known in (
+            ("scheme", scheme, ("auto", *get_args(Scheme))),
+            ("label_pieces", label_pieces, ("first", "all")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        self.word_column = word_column
+        self.tag_column = tag_column
+        self.tag_names = tag_names
+        self.scheme = scheme
+        self.label_pieces = label_pieces
+        self._asked: list[TaggedText] = []
+        self._windows: tuple[ExampleTable, ExampleTable] | None = None
+
+    def read(self, source: RecordSource, labelled: bool, bad: BadRows) -> list[TaggedText]:
+        """Return the sentences of a source."""
+        reader = TaggedWordsReader(self.word_column, self.tag_column, self.tag_names, labelled, bad)
+        return list(reader.read(source))
+
+    def label_names(self, examples: list[TaggedText]) -> list[str]:
+        """Return `O`, and B and I of each type, or the tags where they spell no entities."""
+        sentences = [example.tags or [] for example in examples]
+        found = {tag for tags in sentences for tag in tags}
+        scheme = detect_scheme(sentences) if self.scheme == "auto" else self.scheme
+        if scheme == "none":
+            return sorted_labels(found)
+        types = set()
+        for tag in found:
+            try:
+                types.add(parse_tag(tag)[1])
+            except ValueError:
+                continue  # `encode` names its line
+        kinds = [f"-{kind}" if kind != "_" else "" for kind in sorted(types - {""})]
+        return ["O", *(f"{prefix}{kind}" for kind in kinds for prefix in "BI")]
+
+    def encode(self, examples: list[TaggedText], bad: BadRows) -> Columns:
+        """Return pieces, their labels, where words begin, and the labels of words."""
+        assert self.tokenizer is not None
+        layout = WordLayout.of(self.tokenizer, self.max_length)
+        if asked := bool(examples) and examples[0].tags is None:
+            self._asked = examples
+        known = {name: number for number, name in enumerate(self.labels)}
+        tags = [[] if asked else self._numbers(example, known, bad) for example in examples]
+        kept = [(e, t) for e, t in zip(examples, tags, strict=True) if t is not None]
+        pieced = piece_encoder(self.tokenizer)([example.words for example, _ in kept])
+        inner = [known.get(self._inner(name), number) for name, number in known.items()]
+        names = ("input_ids", "labels", "word_starts", "word_labels", "word_places", "truncated")
+        columns: dict[str, list[Any]] = {name: [] for name in names}
+        for (example, numbers), words in zip(kept, pieced, strict=True):
+            words, is_cut = layout.limited(words)
+            columns["truncated"].append(is_cut)
+            columns["input_ids"].append(layout.row(words.ids.tolist()))
+            columns["word_starts"].append(words.starts.tolist())
+            columns["word_labels"].append(numbers)
+            columns["word_places"].append([place for pair in example.places for place in pair])
+            made = [] if asked else self._piece_labels(words, numbers, inner)
+            before, behind = ([IGNORE_INDEX] * len(a) for a in (layout.prefix, layout.suffix))
+            columns["labels"].append([*before, *made, *behind])
+        for name in ("labels", "word_labels") if asked else ("word_places",):
+            del columns[name]
+        return columns
+
+    def table(self, split: str) -> ExampleTable:
+        """Return the sentences of `val` or `test`, or the rows of `train`.
+
+        Raises:
+            ValueError: there are none.
+        """
+        table = super().table(split)
+        if split != "train" or int(table.ragged("input_ids").lengths.max()) <= self.max_length:
+            return table
+        assert self.tokenizer is not None
+        if self._windows is None or self._windows[0] is not table:
+            layout = WordLayout.of(self.tokenizer, self.max_length)
+            self._windows = table, ExampleTable.of(training_columns(table, layout), table.meta)
+        return self._windows[1]
+
+    def collator(self, table: ExampleTable, training: bool) -> Collate:
+        """Return what makes batches: of rows in training, of whole sentences in evaluation."""
+        assert self.tokenizer is not None
+        layout = WordLayout.of(self.tokenizer, self.max_length)
+        if training:
+            return ExampleCollator(table, layout.pad_id, ragged={"labels": IGNORE_INDEX})
+        return WordCollator(table, layout)
+
+    def settings(self) -> dict[str, Any]:
+        """Return how tags are read and pieces labelled."""
+        return {
+            "word_column": self.word_column,
+            "tag_column": self.tag_column,
+            "tag_names": self.tag_names,
+            "scheme": self.scheme,
+            "label_pieces": self.label_pieces,
+        }
+
+    def texts(self, example: TaggedText) -> tuple[str, ...]:
+        """Return the words as a text."""
+        return (example.text or " ".join(example.words),)
+
+    def inputs(self, index: int) -> dict[str, Any]:
+        """Return the text of a row of `predict_file`: words that came as such with spaces."""
+        return {"text": self.texts(self._asked[index])[0]}
+
+    @property
+    def _spells_entities(self) -> bool:
+        if self.scheme == "auto":
+            return detect_scheme([self.labels]) != "none"
+        return self.scheme != "none"
+
+    def _numbers(
+        self, example: TaggedText, known: dict[str, int], bad: BadRows
+    ) -> list[int] | None:
+        """Return the label of each word, or report the sentence and return `None`."""
+        tags = example.tags or []
+        if self._spells_entities:
+            for word, tag in enumerate(tags):
+                if fault := _tag_fault(tag, self.scheme):
+                    remedy = "Correct the tag, or pass scheme='none' if tags spell no entities"
+                    bad(example.file, example.line_of(word), fault, remedy)
+                    return None
+            tags = to_bio(tags)
+        numbers = []
+        for word, tag in enumerate(tags):
+            number = label_number(tag, known, example.file, example.line_of(word), bad)
+            if number is None:
+                return None
+            numbers.append(number)
+        return numbers
+
+    def _inner(self, name: str) -> str:
+        """Return the tag of the pieces behind the first of a word with some tag."""
+        return f"I{name[1:]}" if self._spells_entities and name.startswith("B") else name
+
+    def _piece_labels(self, words: PiecedWords, numbers: list[int], inner: list[int]) -> list[int]:
+        labels = [IGNORE_INDEX] * len(words.ids)
+        begins = [(int(s), n) for s, n in zip(words.starts, numbers, strict=True) if s >= 0]
+        for place, (start, number) in enumerate(begins):
+            labels[start] = number
+            if self.label_pieces == "all":
+                end = begins[place + 1][0] if place + 1 < len(begins) else len(labels)
+                labels[start + 1 : end] = [inner[number]] * (end - start - 1)
+        return labels
+
+
+def _tag_fault(tag: str, scheme: str) -> str:
+    try:
+        parse_tag(tag)
+    except ValueError as error:
+        return str(error)
+    if tag != "O" and tag[0] not in _PREFIXES[scheme]:
+        return f"the tag {tag!r} is none of scheme={scheme!r}, whose prefixes are B and I"
+    return ""
