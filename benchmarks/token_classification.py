@@ -19,20 +19,18 @@ import math
 import shutil
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
-from lightning.pytorch import Callback, seed_everything
-from measure import arguments, data_folder, encoder_folder, write_json
+from lightning.pytorch import seed_everything
+from measure import Clock, arguments, data_folder, encoder_folder, write_json
 from seqeval.metrics import f1_score
 from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
     DataCollatorForTokenClassification,
-    TrainerCallback,
     TrainingArguments,
 )
 from transformers import Trainer as PeerTrainer
@@ -216,54 +214,6 @@ def aligned(sentences: Sentences, tokenizer: Any, numbers: dict[str, int], lengt
     return Dataset.from_dict(
         {**{k: encoded[k] for k in ("input_ids", "attention_mask")}, "labels": labels}
     )
-
-
-class Clock:
-    """Counts real tokens and CPU seconds of a training."""
-
-    def __init__(self) -> None:
-        self.tokens, self.seconds, self.began = 0, 0.0, 0.0
-
-    def counting(self, collate: Any) -> Any:
-        """Return a collator that counts what it makes."""
-
-        def counted(rows: Any) -> Any:
-            batch = collate(rows)
-            self.tokens += int(batch["attention_mask"].sum())
-            return batch
-
-        return counted
-
-    def of_lightning(self) -> Any:
-        """Return a callback for Lightning."""
-        clock = self
-
-        class Watch(Callback):
-            def on_train_start(self, *_: Any) -> None:
-                clock.began = time.process_time()
-
-            def on_train_batch_end(
-                self, trainer: Any, module: Any, out: Any, batch: Any, i: int
-            ) -> None:
-                clock.tokens += int(batch["attention_mask"].sum())
-
-            def on_train_end(self, *_: Any) -> None:
-                clock.seconds = time.process_time() - clock.began
-
-        return Watch()
-
-    def of_transformers(self) -> Any:
-        """Return a callback for transformers.Trainer."""
-        clock = self
-
-        class Watch(TrainerCallback):
-            def on_train_begin(self, *_: Any, **__: Any) -> None:
-                clock.began = time.process_time()
-
-            def on_train_end(self, *_: Any, **__: Any) -> None:
-                clock.seconds = time.process_time() - clock.began
-
-        return Watch()
 
 
 def main() -> None:

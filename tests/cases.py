@@ -253,7 +253,7 @@ CASES = [
     ),
     Case(
         "gradual_unfreezing",
-        callbacks=lambda: [callbacks.GradualUnfreezingCallback(interval=2)],
+        callbacks=lambda: [callbacks.GradualUnfreezingCallback(1, interval=None)],
         covers=("GradualUnfreezingCallback",),
     ),
     Case("figures", callbacks=lambda: [callbacks.FiguresCallback()], covers=("FiguresCallback",)),

@@ -11,7 +11,15 @@ from tests.choices import write_choices
 from tests.squad import write_questions
 from tests.tiny import sentences, write_text_pairs
 
-__all__ = ["choices", "labelled_texts", "questions", "scored_pairs", "tagged_words", "text_pairs"]
+__all__ = [
+    "choices",
+    "labelled_texts",
+    "parts_of_speech",
+    "questions",
+    "scored_pairs",
+    "tagged_words",
+    "text_pairs",
+]
 
 Writer = Callable[[Path, int, int], object]
 
@@ -60,6 +68,19 @@ def tagged_words(folder: Path) -> dict[str, Any]:
     return _files(folder, "conll", write)
 
 
+def parts_of_speech(folder: Path) -> dict[str, Any]:
+    """CoNLL columns: each word with whether it is long or short."""
+
+    def write(path: Path, count: int, seed: int) -> None:
+        lines = []
+        for text in sentences(count, seed):
+            lines += [f"{word} {'LONG' if len(word) > 4 else 'SHORT'}" for word in text.split()]
+            lines.append("")
+        path.write_text("\n".join(lines))
+
+    return _files(folder, "conll", write)
+
+
 def questions(folder: Path) -> dict[str, Any]:
     """Questions in SQuAD's layout."""
     return _files(folder, "json", write_questions)
@@ -72,6 +93,7 @@ def choices(folder: Path) -> dict[str, Any]:
 
 def text_pairs(folder: Path) -> dict[str, Any]:
     """Sources and targets."""
+    folder.mkdir(parents=True, exist_ok=True)
     return write_text_pairs(folder)
 
 

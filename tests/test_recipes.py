@@ -1,26 +1,95 @@
 """Every packaged recipe runs through the real command, made small."""
 
+import csv
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 from lmkit import cli
-from tests.tiny import MASKED, tokenizer, write_text
+from tests import task_files
+from tests.choices import write_choices
+from tests.squad import write_questions
+from tests.tiny import MASKED, SEQ2SEQ, tokenizer, write_text
 from tests.tiny_run import lmkit
 
 #: Less of everything, and a text of its own: the embedded corpus is read in its own tests.
 FAST = (
-    "--data.source=text.txt --data.vocab_size=300 --data.max_length=16 --data.batch_size=4 "
-    "--data.val_fraction=0.2 --trainer.accelerator=cpu --trainer.max_steps=4 "
+    "--data.batch_size=4 --trainer.accelerator=cpu --trainer.max_steps=4 "
     "--trainer.max_epochs=-1 --trainer.val_check_interval=2 --trainer.log_every_n_steps=1 "
     "--trainer.enable_progress_bar=false --trainer.enable_model_summary=false"
 )
+TEXT = "--data.source=text.txt --data.val_fraction=0.2 --data.vocab_size=300 --data.max_length=16"
 RECIPES = cli.recipes()
 #: Recipes that begin with a model of the hub, in whose place a tiny one is put.
 FROM_A_MODEL = ("masked_lm_head", "continued_pretraining")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a downstream recipe is tried with.
+
+    Attributes:
+        files: writes the data, and returns the arguments that name them.
+        flags: further options.
+        ask: writes rows to predict on, and returns the file.
+        answer: what a prediction has.
+        model: what stands in the place of the recipe's model.
+    """
+
+    files: Callable[[Path], dict[str, Any]]
+    answer: str
+    flags: str = "--data.max_length=32"
+    ask: Callable[[Path], Path] | None = None
+    model: str | None = "encoder"
+
+
+def line(text: str, ending: str = "txt") -> Callable[[Path], Path]:
+    """Write one line to predict on."""
+
+    def write(folder: Path) -> Path:
+        path = folder / f"ask.{ending}"
+        path.write_text(text + "\n")
+        return path
+
+    return write
+
+
+PAIR = line('{"sentence1": "the fox", "sentence2": "the dog"}', "jsonl")
+QUESTION_FLAGS = "--data.max_length=48 --data.doc_stride=8 --data.max_question_length=10"
+TRANSLATION = "--data.max_length=32 --data.max_target_length=16 --model.max_new_tokens=4"
+TASKS = {
+    "sequence_classification": Task(task_files.labelled_texts, "label"),
+    "gradual_unfreezing": Task(task_files.labelled_texts, "label"),
+    "pair_classification": Task(
+        task_files.scored_pairs, "label", "--data.max_length=32 --data.label_column=score", PAIR
+    ),
+    "regression": Task(task_files.scored_pairs, "value", ask=PAIR),
+    "token_classification": Task(task_files.tagged_words, "entities"),
+    "pos": Task(task_files.parts_of_speech, "words"),
+    "question_answering": Task(
+        task_files.questions,
+        "answer",
+        QUESTION_FLAGS,
+        lambda folder: write_questions(folder / "ask.json", 3, 4, labelled=False),
+    ),
+    "multiple_choice": Task(
+        task_files.choices,
+        "probabilities",
+        "--data.max_length=48",
+        lambda folder: write_choices(folder / "ask.jsonl", 3, 4, labelled=False),
+    ),
+    "seq2seq": Task(task_files.text_pairs, "generated", TRANSLATION, model="t5"),
+    "translation": Task(
+        task_files.text_pairs, "generated", f"{TRANSLATION} --data.vocab_size=300", model=None
+    ),
+}
+PRETRAINING = [word for word in RECIPES if word not in TASKS]
 
 
 def encoder(folder: Path) -> Path:
@@ -36,14 +105,50 @@ def test_there_are_recipes():
     assert {"masked_lm", "causal_lm", "denoising", "replaced_token"} <= set(RECIPES)
 
 
-@pytest.mark.parametrize("word", RECIPES)
+def encoder_decoder(folder: Path) -> Path:
+    """Save a tiny T5 and its tokenizer."""
+    settings = {k: v for k, v in SEQ2SEQ["t5"].items() if k != "model_type"}
+    own = tokenizer("bpe")
+    config = T5Config(**settings, vocab_size=len(own), decoder_start_token_id=own.pad_token_id)
+    config.pad_token_id, config.eos_token_id = own.pad_token_id, own.eos_token_id
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    own.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("word", TASKS)
+def test_task_recipe_trains_resumes_tests_and_predicts(word, tmp_path):
+    task = TASKS[word]
+    named = " ".join(f"--data.{k}={v}" for k, v in task.files(tmp_path / "data").items())
+    fast = f"{FAST} {named} {task.flags}"
+    if task.model:
+        make = {"encoder": encoder, "t5": encoder_decoder}[task.model]
+        fast += f" --model.model={make(tmp_path / 'model')}"
+    run = tmp_path / "runs" / word
+    assert lmkit(f"fit -c {word} {fast}") == 0
+    assert lmkit(f"fit -c {word} {fast} --trainer.max_steps=6 --ckpt_path last") == 0
+    last = run / "checkpoints" / "last.ckpt"
+    assert any((run / "checkpoints").glob("best-*.ckpt"))
+    assert list((run / "tables" / "test").glob("*.jsonl")) or task.answer in ("value", "generated")
+    assert lmkit(f"test --ckpt_path {last}") == 0
+    asked = (task.ask or line("the quick fox"))(tmp_path)
+    assert lmkit(f"predict --ckpt_path {last} --data.predict_file={asked}") == 0
+    rows = [json.loads(row) for row in (run / "predictions.jsonl").open()]
+    assert rows and all(task.answer in row for row in rows)
+    output = f"--output={tmp_path / 'table.csv'}"
+    assert lmkit(f"predict --ckpt_path {last} --data.predict_file={asked} {output}") == 0
+    with (tmp_path / "table.csv").open() as file:
+        assert task.answer in next(csv.reader(file))
+
+
+@pytest.mark.parametrize("word", PRETRAINING)
 def test_recipe_trains_resumes_and_predicts(word, tmp_path):
     write_text(tmp_path / "text.txt", 60)
     fills = ("masked_lm", "masked_lm_head", "continued_pretraining")
     asked = {"denoising": "the <extra_id_0> fox", **dict.fromkeys(fills, "the [MASK] fox")}
     (tmp_path / "ask.txt").write_text(asked.get(word, "the quick") + "\n")
     run = tmp_path / "runs" / word
-    fast = FAST
+    fast = f"{FAST} {TEXT}"
     if word in FROM_A_MODEL:
         fast += f" --model.model={encoder(tmp_path / 'encoder')}"
     assert lmkit(f"fit -c {word} {fast}") == 0
@@ -60,7 +165,7 @@ def test_recipe_says_what_why_and_how(word, path):
     what, empty, why, *_ = path.read_text().splitlines()
     assert what.startswith("# ") and what.endswith(".") and len(what) <= 100
     assert (empty, why[:7]) == ("#", "# Why: ")
-    assert f"#   lmkit fit -c {word}\n" in path.read_text()
+    assert f"#   lmkit fit -c {word}" in path.read_text()
 
 
 @pytest.mark.parametrize("word", RECIPES)

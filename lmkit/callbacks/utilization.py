@@ -24,7 +24,7 @@ def attended_context(batch: Any) -> float | None:
     """Return how many tokens a real token of this batch may attend to, on average.
 
     Args:
-        batch: `attention_mask` `[B, L]`, or `segment_ids` `[B, L]` of packed rows.
+        batch: `attention_mask` `[..., L]`, or `segment_ids` `[B, L]` of packed rows.
 
     Example:
         >>> attended_context({"segment_ids": torch.tensor([[1, 1, 1, 2, 0]])})
@@ -33,6 +33,7 @@ def attended_context(batch: Any) -> float | None:
     if not isinstance(batch, dict) or not {"segment_ids", "attention_mask"} & set(batch):
         return None
     segments = batch["segment_ids" if "segment_ids" in batch else "attention_mask"].cpu()
+    segments = segments.reshape(-1, segments.shape[-1])
     rows = torch.arange(len(segments)).unsqueeze(1) * (int(segments.max()) + 1)
     sizes = (segments + rows)[segments > 0].bincount().double()
     return float(sizes.square().sum() / sizes.sum().clamp(min=1))

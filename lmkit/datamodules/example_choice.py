@@ -25,12 +25,13 @@ class Example(Protocol):
 
 
 Kind = TypeVar("Kind", bound=Example)
+Classes = tuple[str, ...] | None
 
 
 def hold_out_examples(
     examples: Sequence[Kind],
     fraction: float,
-    stratum: Callable[[Kind], str | None],
+    stratum: Callable[[Kind], Classes],
     group: Callable[[Kind], str | None] = lambda _: None,
 ) -> tuple[list[Kind], list[Kind]]:
     """Split examples in two, with as large a share of each class held out, and at least one.
@@ -41,7 +42,7 @@ def hold_out_examples(
     Args:
         examples: all of them.
         fraction: to be held out, in `(0, 1)`.
-        stratum: the class of an example; `None` for all where there are none.
+        stratum: the class, or classes, of an example; `None` for all where there are none.
         group: what has to stay together, such as the questions on one text; `None` for nothing.
 
     Returns:
@@ -50,8 +51,8 @@ def hold_out_examples(
     Raises:
         ValueError: nothing can be held out.
     """
-    classes: dict[str | None, list[tuple[int, int]]] = defaultdict(list)
-    kinds: dict[str, str | None] = {}
+    classes: dict[Classes, list[tuple[int, int]]] = defaultdict(list)
+    kinds: dict[str, Classes] = {}
     for place, example in enumerate(examples):
         kind, key = stratum(example), group(example)
         digest = _hash(example) if key is None else _digest(key)
@@ -76,7 +77,7 @@ def hold_out_examples(
 
 
 def few_of_each(
-    examples: Sequence[Kind], count: int, seed: int, stratum: Callable[[Kind], str | None]
+    examples: Sequence[Kind], count: int, seed: int, stratum: Callable[[Kind], Classes]
 ) -> list[Kind]:
     """Take `count` examples of each class, or all that it has, drawn by a seed.
 
@@ -86,12 +87,12 @@ def few_of_each(
         examples: all of them.
         count: per class, at least 1.
         seed: of the draw.
-        stratum: the class of an example.
+        stratum: the class, or classes, of an example.
 
     Returns:
         The chosen ones in the order that they had.
     """
-    classes: dict[str | None, list[tuple[int, int]]] = defaultdict(list)
+    classes: dict[Classes, list[tuple[int, int]]] = defaultdict(list)
     for place, example in enumerate(examples):
         classes[stratum(example)].append((_hash(example, seed), place))
     chosen = {place for members in classes.values() for _, place in sorted(members)[:count]}

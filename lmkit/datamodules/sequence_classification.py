@@ -140,7 +140,9 @@ class SequenceClassificationDataModule(TaskDataModule):
     def read(self, source: RecordSource, labelled: bool, bad: BadRows) -> list[LabelledText]:
         """Return the examples of a source."""
         if isinstance(source, DatasetRecords) and not self._order:
-            columns = source.class_columns()
+            wanted = self.columns.label
+            named = [name for name in source.dataset.features if source.class_names(name)]
+            columns = [wanted] if isinstance(wanted, str) else named
             self._order = (source.class_names(columns[0]) if len(columns) == 1 else None) or []
         return read_labelled_texts(source, self.columns, labelled, bad)
 
@@ -153,9 +155,9 @@ class SequenceClassificationDataModule(TaskDataModule):
         found = {name for example in examples for name in example.labels or ()}
         return self._order if found <= set(self._order) and self._order else sorted_labels(found)
 
-    def stratum(self, example: LabelledText) -> str | None:
+    def stratum(self, example: LabelledText) -> tuple[str, ...] | None:
         """Return the class, or the classes together."""
-        return None if example.labels is None else ", ".join(example.labels)
+        return None if example.labels is None else tuple(sorted(example.labels))
 
     def texts(self, example: LabelledText) -> tuple[str, ...]:
         """Return one text or two."""
@@ -179,6 +181,11 @@ class SequenceClassificationDataModule(TaskDataModule):
     def encode(self, examples: list[LabelledText], bad: BadRows) -> Columns:
         """Return tokens, types of the texts of pairs, and labels."""
         known = {name: number for number, name in enumerate(self.labels)}
+        if self.task == "single_label" and len(known) == 1:
+            raise ValueError(
+                f"{examples[0].file}: there is only one class, {self.labels[0]!r}, and so nothing "
+                "to tell apart; add examples of another one"
+            )
         kept: list[LabelledText] = []
         labels: list[Any] = []
         for example in examples:
@@ -189,7 +196,7 @@ class SequenceClassificationDataModule(TaskDataModule):
         assert self.tokenizer is not None
         columns = encode_texts(self.tokenizer, kept, self.max_length)
         kind = np.int64 if self.task == "single_label" else np.float32
-        shape = (-1, len(self.labels)) if self.task == "multi_label" else (-1,)
+        shape = (len(kept), len(known)) if self.task == "multi_label" else (len(kept),)
         columns["labels"] = np.asarray(labels, kind).reshape(shape)
         columns["text"] = [example.text for example in kept]
         columns["pair"] = [example.pair or "" for example in kept]
@@ -250,6 +257,8 @@ def encode_texts(
         examples: of one text or two, all alike.
         max_length: of the ids; what is longer is cut, of a pair the longer text first.
     """
+    if not examples:
+        return {"input_ids": [], "truncated": []}
     pairs = [example.pair for example in examples]
     is_pair = any(pair is not None for pair in pairs)
     # transformers warns of what is longer than the model; it is cut here, and counted.

@@ -37,8 +37,8 @@ class TaskDataModule(LightningDataModule):
     """Labelled rows, encoded once and kept by content, as batches that resume exactly.
 
     A task says how it reads a row (`read`), what its classes are (`label_names`, `stratum`), how
-    it encodes examples (`encode`) and makes batches of them (`collator`). The data modules of the
-    tasks document the arguments. After `setup` the public attributes are there.
+    it encodes examples (`encode`) and makes batches of them (`collator`); its data module documents
+    the arguments. After `setup` the public attributes are there.
 
     Attributes:
         tokenizer: makes the tokens; `None` before `setup`.
@@ -76,11 +76,8 @@ class TaskDataModule(LightningDataModule):
             raise ValueError(f"max_length must be at least 8, got {max_length}")
         if not 0.0 <= val_fraction < 1.0:
             raise ValueError(f"val_fraction must lie in [0, 1), got {val_fraction}")
-        check_positive(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            examples_per_class=examples_per_class,
-        )
+        check_positive(batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_positive(examples_per_class=examples_per_class)
         self.source = source
         self.files = {"train": train_file, "val": val_file, "test": test_file}
         self.predict_file = predict_file
@@ -135,8 +132,8 @@ class TaskDataModule(LightningDataModule):
         """Return the classes of the training examples, in order; none where the task has none."""
         return []
 
-    def stratum(self, example: Any) -> str | None:
-        """Return the class that an example is held out and drawn by, if it has one."""
+    def stratum(self, example: Any) -> tuple[str, ...] | None:
+        """Return the class, or classes, that an example is held out and drawn by, if any."""
 
     def group(self, example: Any) -> str | None:
         """Return what keeps an example on one side of the hold-out with others, if anything."""
@@ -197,11 +194,10 @@ class TaskDataModule(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Return the training batches, drawn anew each epoch."""
         table = self.table("train")
-        overfit = bool(self.trainer and getattr(self.trainer, "overfit_batches", 0))
+        overfit = bool(getattr(self.trainer, "overfit_batches", 0))
         lengths, batches = self.lengths(table), step_batches(self.trainer)
-        rank, size = ranks(self.trainer)
-        seed = None if overfit else self.seed
-        plan = LengthPlan(lengths, self.batch_size, rank, size, seed, self.classes(table), batches)
+        how = *ranks(self.trainer), None if overfit else self.seed, self.classes(table)
+        plan = LengthPlan(lengths, self.batch_size, *how, accumulate=batches)
         return ResumableLoader(
             plan,
             self.collator(table, training=True),
@@ -254,20 +250,23 @@ class TaskDataModule(LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         before = dict(state_dict["facts"])
-        if not self._seed_is_given:
+        if not self._seed_is_given and self.seed != before["seed"]:
             # Nobody asked for a seed: the run goes on with the one that it began with.
             self.seed = self._facts["seed"] = int(before["seed"])
+            if self.examples_per_class is not None:  # other ones were drawn
+                self._build(self.tokenizer)
         if changed := compare_facts(before, self._facts):
             rank_zero_warn(changed)
 
     def _only_predicts(self) -> bool:
         return bool(self.predict_file) and self.source is None and not any(self.files.values())
 
-    def _take(self, tokenizer: PreTrainedTokenizerBase | None, source: RecordSource | None) -> None:
-        tokenizer = tokenizer or task_tokenizer(self, source, cache_folder(self.cache_dir))
+    def _take(self, given: PreTrainedTokenizerBase | None, source: RecordSource | None) -> str:
+        tokenizer = given or task_tokenizer(self, source, cache_folder(self.cache_dir))
         self.check_tokenizer(tokenizer)
         require_pad_token(tokenizer, give=True)
         self.tokenizer = tokenizer
+        return tokenizer_digest(tokenizer)
 
     def _build(self, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         if self._only_predicts():
@@ -275,11 +274,9 @@ class TaskDataModule(LightningDataModule):
             return
         cache = cache_folder(self.cache_dir)
         sources = resolve_sources(self.source, self.files, self.record_options, cache)
-        self._take(tokenizer, sources.get("train"))
-        assert self.tokenizer is not None
         facts = {
             **{f"{split} text": source.key(cache) for split, source in sources.items()},
-            "tokenizer": tokenizer_digest(self.tokenizer),
+            "tokenizer": self._take(tokenizer, sources.get("train")),
             "val_fraction": self.val_fraction,
             "examples_per_class": self.examples_per_class,
             "max_length": self.max_length,

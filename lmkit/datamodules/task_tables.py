@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["TaskTables", "describe_tables", "encode_table", "task_tables"]
 
 # Part of every key: raise it when examples are read or encoded otherwise.
-_VERSION = 1
+_VERSION = 2
 
 
 class TaskTables(NamedTuple):
@@ -86,7 +86,7 @@ def encode_table(data: TaskDataModule, examples: list[Any], split: str) -> Examp
     truncated = columns.pop("truncated", None)
     meta = {
         "truncated": 0 if truncated is None else int(sum(map(bool, truncated))),
-        "classes": dict(Counter(name for e in examples if (name := data.stratum(e)) is not None)),
+        "classes": dict(Counter(name for e in examples for name in data.stratum(e) or ())),
     }
     table = ExampleTable.of(columns, meta)
     if not len(table):
@@ -153,10 +153,13 @@ def _make(
 
 
 def _has_no_labels(source: RecordSource) -> bool:
-    """Whether all class labels of a data set are -1, as in the tests of GLUE."""
-    if not isinstance(source, DatasetRecords) or not (columns := source.class_columns()):
+    """Whether all class labels, or values, of a data set are -1, as in the tests of GLUE."""
+    if not isinstance(source, DatasetRecords):
         return False
-    return all(set(source.dataset[column]) == {-1} for column in columns)
+    kinds = {name: getattr(f, "dtype", "") for name, f in source.dataset.features.items()}
+    value = ["label"] if kinds.get("label", "").startswith("float") else []
+    columns = source.class_columns() or value
+    return bool(columns) and all(set(source.dataset[column]) == {-1} for column in columns)
 
 
 def _open(folder: Path) -> TaskTables:

@@ -38,8 +38,7 @@ class LMModule(LightningModule):
     the batch what is computed once. What other parts use: `network`, `tokenizer`,
     `objective_wrappers`, `operate` and `ledger`.
 
-    The gradient of a step is that of the mean over *all* items of the step, whatever their split
-    over batches of an accumulation window and over ranks.
+    The gradient of a step is that of the mean over *all* its items, of all batches and ranks.
 
     Args:
         model: a hub name, a folder, or a config as a dictionary with a `model_type`, from which a
@@ -121,16 +120,16 @@ class LMModule(LightningModule):
         """Give the metrics of `build_tables` the result of one batch."""
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the tables of the last test by name, a list of rows; to be called on all ranks."""
+        """Return the tables of the last test, each a list of rows; to be called on all ranks."""
         return {}
 
     def figures(self) -> dict[str, Any]:
-        """Return the matplotlib figures of the last test by name; to be called on all ranks."""
+        """Return the matplotlib figures of the last test; to be called on all ranks."""
         return {}
 
     def configure_model(self) -> None:
         """Build the network; when it is built, do nothing."""
-        if getattr(self, "network", None) is not None:
+        if hasattr(self, "network"):
             return
         datamodule = self._trainer and getattr(self._trainer, "datamodule", None)
         if self.tokenizer is None:
@@ -156,7 +155,7 @@ class LMModule(LightningModule):
         return deepcopy(self._ledger)
 
     def operate(self, surgery: Surgery) -> None:
-        """Change the structure: the only door. To be called in `Callback.setup` or before a fit.
+        """Change the structure, in `Callback.setup` or before a fit: the only door.
 
         The network is built first; a surgery that the ledger holds already is not done again.
         """
@@ -295,7 +294,7 @@ class LMModule(LightningModule):
         if "model" in kwargs:
             standalone, said = {}, {}
         how = {"strict": strict, "weights_only": weights_only, **standalone, **kwargs}
-        load = super(LMModule, owner).load_from_checkpoint
-        module = load(checkpoint_path, map_location, hparams_file, **how)
+        inherited = super(LMModule, owner).load_from_checkpoint
+        module = inherited(checkpoint_path, map_location, hparams_file, **how)
         module.hparams.update(said)
         return cast(Self, module)

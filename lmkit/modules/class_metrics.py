@@ -118,8 +118,8 @@ def class_figures(
         sure, right, count = bins = found["reliability"].cpu()
         error = Reliability.calibration_error(bins)
         made["reliability"] = reliability_figure(sure, right, count, error)
-    if "values" in found:
-        true, predicted = found["values"].cpu()
+    if "pairs" in found:
+        true, predicted = found["pairs"].cpu()
         made["values"] = scatter_figure(true, predicted)
     return made
 

@@ -40,7 +40,8 @@ def read_classes(
             chosen = [name for name, p in zip(labels, row, strict=True) if p >= threshold]
             rows.append({"labels": chosen, "probabilities": by_name})
         else:
-            best = max(by_name, key=lambda name: by_name[name])
+            # Of the probabilities as they are: rounded, two of them may be one.
+            best = labels[row.index(max(row))]
             rows.append({"label": best, "score": by_name[best], "probabilities": by_name})
     return rows
 
@@ -63,6 +64,11 @@ def class_weights(setting: Any, labels: Sequence[str], counts: Sequence[int]) ->
     if setting is None:
         return None
     if setting == "balanced":
+        if not len(counts):
+            raise ValueError(
+                "class_weights='balanced' needs a data module that counts the labels of the "
+                "training examples; give the weights as a list, or by name"
+            )
         return balanced_weights(torch.tensor(list(counts)))
     known = ", ".join(map(repr, labels))
     if isinstance(setting, dict):
@@ -78,6 +84,6 @@ def class_weights(setting: Any, labels: Sequence[str], counts: Sequence[int]) ->
             f"{known}; got {setting!r}"
         )
     weights = torch.tensor([float(weight) for weight in setting])
-    if (weights < 0).any():
-        raise ValueError(f"class_weights must be at least 0, got {setting!r}")
+    if not weights.isfinite().all() or (weights < 0).any() or not weights.any():
+        raise ValueError(f"class_weights must be at least 0, and one above, got {setting!r}")
     return weights

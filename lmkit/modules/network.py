@@ -86,7 +86,8 @@ def build_network(
 
 def decided_settings(datamodule: Any) -> dict[str, Any]:
     """Return the entries of a network's config that a data module decides, if it decides any."""
-    return dict(getattr(datamodule, "network_settings", dict)())
+    decide = getattr(datamodule, "network_settings", None)
+    return dict(decide()) if decide is not None else {}
 
 
 def check_fit(
@@ -110,7 +111,7 @@ def check_fit(
     """
     decided = dict(settings or {})
     theirs, config = decided.get("num_labels", network.config.num_labels), network.config
-    names = {**(config.id2label or {})}
+    names: dict[Any, str] = dict(config.id2label or {})
     generic = all(str(name).startswith("LABEL_") for name in names.values())
     wanted = decided.get("id2label", names)
     if theirs != config.num_labels or (not generic and list(wanted.values()) != [*names.values()]):
@@ -178,9 +179,10 @@ def fingerprint(network: nn.Module, keys: Collection[str]) -> str:
     return digest.hexdigest()
 
 
-def _are_other_classes(known: Mapping[int, str], config: PretrainedConfig) -> bool:
+def _are_other_classes(known: Mapping[Any, str], config: PretrainedConfig) -> bool:
     """Whether a config names other classes than those that its head was made for."""
-    before, now = [{str(name) for name in names.values()} for names in (known, config.id2label)]
+    now = {str(name) for name in (config.id2label or {}).values()}
+    before = {str(name) for name in known.values()}
     generic = all(name.startswith("LABEL_") for name in before)
     return bool(before) and not generic and before != now
 

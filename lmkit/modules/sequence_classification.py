@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from ..functional.classification import binary_loss, class_loss, regression_loss
+from ..tokenization import require_pad_token
 from ..types import Batch, StepOutput
 from .base import LMModule
 from .checks import require_tokenizer
@@ -129,6 +130,8 @@ class SequenceClassificationModule(LMModule):
             raise ValueError(f"focal_gamma must be at least 0, got {focal_gamma}")
         if not 0.0 < threshold < 1.0:
             raise ValueError(f"threshold must lie in (0, 1), got {threshold}")
+        if pooling not in (None, "cls", "mean"):
+            raise ValueError(f"pooling must be one of cls, mean, got {pooling!r}")
         self.register_buffer("weights", None, persistent=False)
 
     @property
@@ -154,7 +157,7 @@ class SequenceClassificationModule(LMModule):
 
     def setup(self, stage: str) -> None:
         """Check that the data are of the network's task, and weigh its classes."""
-        super().setup(stage)
+        self.configure_model()
         data: Any = getattr(self.trainer, "datamodule", None)
         theirs = getattr(data, "task", self.task)
         if stage != "predict" and theirs != self.task:
@@ -162,15 +165,17 @@ class SequenceClassificationModule(LMModule):
                 f"the data are for task={theirs!r} and the model for {self.task!r}; give the data "
                 f"task={self.task!r}"
             )
+        super().setup(stage)
         if self.task != "single_label" and self.hparams["label_smoothing"]:
             raise ValueError(f"label_smoothing is for one label per example, got task={self.task}")
         if self.task == "regression":
             for name in ("class_weights", "focal_gamma"):
                 if self.hparams[name]:
                     raise ValueError(f"{name} is for classes, and the task is a regression")
-        if stage == "fit":
-            setting = self.hparams["class_weights"]
-            counts = data.label_counts() if setting == "balanced" else []
+        setting = self.hparams["class_weights"]
+        # Without training data a balance is not known, and the loss of a test is not weighted.
+        if stage == "fit" or (stage != "predict" and setting != "balanced"):
+            counts = getattr(data, "label_counts", list)() if setting == "balanced" else []
             self.weights = class_weights(setting, self._labels, counts)
 
     def step(self, batch: Batch) -> StepOutput:
@@ -203,7 +208,7 @@ class SequenceClassificationModule(LMModule):
         """Make what tables and figures are drawn from."""
         classes = len(self._labels)
         if self.task == "regression":
-            return {"values": ValuePairs()}
+            return {"pairs": ValuePairs()}
         if self.task == "multi_label":
             return {"counts": LabelCounts(classes, self.hparams["threshold"])}
         return {"confusion": Confusion(classes), "reliability": Reliability()}
@@ -255,6 +260,7 @@ class SequenceClassificationModule(LMModule):
         if pairs is not None and len(pairs) != len(texts):
             raise ValueError(f"got {len(texts)} texts and {len(pairs)} second texts")
         tokenizer = require_tokenizer(self)
+        require_pad_token(tokenizer, give=True)
         longest = min(usable_positions(self.network) or 512, tokenizer.model_max_length)
         mode = self.network.training
         self.network.train(False)
@@ -267,6 +273,7 @@ class SequenceClassificationModule(LMModule):
                 truncation=True,
                 max_length=longest,
                 padding=True,
+                padding_side="right",  # as in training, whatever the tokenizer's own
                 return_tensors="pt",
             )
             read += self._read({name: ids.to(self.device) for name, ids in encoded.items()})
@@ -278,6 +285,9 @@ class SequenceClassificationModule(LMModule):
         return label_list(self.network.config)
 
     def _logits(self, batch: Batch) -> Tensor:
+        if self.network.config.pad_token_id is None and self.tokenizer is not None:
+            # The head of a decoder looks for the last token that is no padding.
+            self.network.config.pad_token_id = self.tokenizer.pad_token_id
         return cast(Tensor, self.network(**network_inputs(self.network, batch)).logits)
 
     def _read(self, batch: Batch) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ def make(sizes, topics=0):
 
 
 def label(example):
-    return example.label
+    return (example.label,)
 
 
 def count(examples):
