@@ -15,6 +15,8 @@ __all__ = ["bar_figure", "confusion_figure", "reliability_figure", "scatter_figu
 
 # More classes than these are drawn without numbers in the cells, and without names.
 _NUMBERED, _NAMED = 20, 60
+# Inches; an image can have no more than 65,535 pixels a side.
+_WIDEST = 60.0
 
 
 def confusion_figure(matrix: ArrayLike, names: Sequence[str]) -> Figure:
@@ -59,15 +61,18 @@ def bar_figure(values: Mapping[str, Mapping[str, float]]) -> Figure:
     """
     things = list(values)
     scores = list(next(iter(values.values()), {}))
-    figure, axes = _axes(max(4.0, 1.5 + 0.25 * len(things) * max(1, len(scores))), 4)
+    wide = max(4.0, 1.5 + 0.25 * len(things) * max(1, len(scores)))
+    figure, axes = _axes(min(_WIDEST, wide), 4)
     width = 0.8 / max(1, len(scores))
     for number, score in enumerate(scores):
         places = np.arange(len(things)) + (number - (len(scores) - 1) / 2) * width
         axes.bar(places, [values[thing][score] for thing in things], width, label=score)
-    axes.set_xticks(range(len(things)), things, rotation=90 if len(things) > 6 else 0)
+    if len(things) <= 3 * _NAMED:
+        axes.set_xticks(range(len(things)), things, rotation=90 if len(things) > 6 else 0)
     axes.set_ylim(0, 1)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=max(1, len(scores)))
+    if scores:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(scores))
     return figure
 
 

@@ -12,6 +12,7 @@ from transformers import pipeline
 import lmkit
 from lmkit.modules import CausalLMModule, LMModule, MaskedLMModule
 from tests import tiny
+from tests.cases import CASES, make_trainer
 
 # The exporter takes ten seconds for each: one of either kind is enough for every run.
 ARCHITECTURES = [
@@ -85,3 +86,45 @@ def test_an_export_that_fails_leaves_no_half_folder(
 def test_an_unknown_format_is_named() -> None:
     with pytest.raises(ValueError, match="one of hf, onnx, got 'gguf'"):
         lmkit.export(make(), "out", format="gguf")
+
+
+TASKS = ("sequence_classification", "token_classification", "question_answering", "multiple_choice")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", TASKS)
+def test_the_onnx_of_a_task_has_its_inputs_and_outputs(word: str, tmp_path: Path) -> None:
+    import onnxruntime
+
+    case = next(case for case in CASES if case.name == word)
+    trainer, module = make_trainer(max_steps=2), case.make_module()
+    trainer.fit(module, case.make_data(tmp_path))
+    # The export itself compares the logits, at another batch size and length.
+    folder = lmkit.export(module, tmp_path / "onnx", format="onnx")
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    names = [put.name for put in session.get_inputs()]
+    pairs = word != "token_classification"
+    assert names == ["input_ids", "attention_mask", *(["token_type_ids"] if pairs else [])]
+    outputs = [put.name for put in session.get_outputs()]
+    assert outputs == (
+        ["start_logits", "end_logits"] if word == "question_answering" else ["logits"]
+    )
+
+
+@pytest.mark.parametrize("word", [*TASKS, "seq2seq", "two_encoders", "masked_lm"])
+def test_an_export_loads_as_the_module_that_it_was(word: str, tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.name == word)
+    trainer, module = make_trainer(max_steps=2), case.make_module()
+    trainer.fit(module, case.make_data(tmp_path))
+    loaded = lmkit.load(lmkit.export(module, tmp_path / "out"))
+    assert type(loaded) is type(module)
+    asked: dict[str, Any] = {
+        "sequence_classification": ("the quick fox",),
+        "token_classification": ("the quick fox",),
+        "question_answering": ("quick ?", "the quick fox"),
+        "multiple_choice": ("which ?", ["fox", "dog"]),
+        "seq2seq": ("the quick fox",),
+        "two_encoders": ("the quick fox",),
+    }
+    if word in asked:
+        assert loaded(*asked[word]) == module.eval()(*asked[word])

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-from ..functional.smoothed_cross_entropy import smoothed_cross_entropy
+from ..functional import token_cross_entropy
 from ..tokenization import require_pad_token
 from ..tokenization.text_ends import require_end
 from ..types import IGNORE_INDEX, Batch, StepOutput
@@ -195,7 +195,7 @@ class Seq2SeqModule(LMModule):
             use_cache=False,
         )
         smoothing = self.hparams["label_smoothing"] if self.training else 0.0
-        loss, count = smoothed_cross_entropy(logits, targets, smoothing)
+        loss, count = token_cross_entropy(logits, targets, smoothing)
         return StepOutput(loss, count, logits)
 
     def build_metrics(self) -> dict[str, Metric]:

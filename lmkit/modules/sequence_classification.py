@@ -175,8 +175,8 @@ class SequenceClassificationModule(LMModule):
         setting = self.hparams["class_weights"]
         # Without training data a balance is not known, and the loss of a test is not weighted.
         if stage == "fit" or (stage != "predict" and setting != "balanced"):
-            counts = getattr(data, "label_counts", list)() if setting == "balanced" else []
-            self.weights = class_weights(setting, self._labels, counts)
+            count: Any = getattr(data, "label_counts", list) if setting == "balanced" else list
+            self.weights = class_weights(setting, self._labels, count())
 
     def step(self, batch: Batch) -> StepOutput:
         """Compute the loss of examples.

@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 import lmkit
 from lmkit.datamodules.seq2seq import Seq2SeqDataModule
-from lmkit.functional.smoothed_cross_entropy import smoothed_cross_entropy
+from lmkit.functional import token_cross_entropy
 from lmkit.modules.seq2seq import Seq2SeqModule
 from lmkit.modules.text_metrics import Bleu, Chrf, Rouge
 from tests import tiny
@@ -117,7 +117,7 @@ def test_smoothed_loss_equals_its_formula_in_float64(smoothing: float) -> None:
     torch.manual_seed(1)
     logits, labels = 3 * torch.randn(50, 99), torch.randint(0, 99, (50,))
     labels[::7] = -100
-    loss, count = smoothed_cross_entropy(logits, labels, smoothing)
+    loss, count = token_cross_entropy(logits, labels, smoothing)
     probable = logits.double().log_softmax(-1)[labels != -100]
     right = probable.gather(1, labels[labels != -100].unsqueeze(1)).squeeze(1)
     expected = -((1 - smoothing) * right + smoothing * probable.mean(-1)).mean()
