@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ..dashboard import is_dry_run, log_figure, log_table, run_directory
 
@@ -32,6 +33,13 @@ class FiguresCallback(Callback):
     def __init__(self, draw: bool = True) -> None:
         super().__init__()
         self.draw = draw
+        self._draws = draw
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Say before a test, and not after it, that there is nothing to draw with."""
+        self._draws = self.draw and find_spec("matplotlib") is not None
+        if self.draw and not self._draws:
+            rank_zero_warn("figures need matplotlib: pip install 'lmkit[plot]'; tables are written")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ask the module on every rank, for the ranks add up what they saw; rank 0 writes."""
@@ -43,7 +51,7 @@ class FiguresCallback(Callback):
             if rows:
                 cells = [list(row.values()) for row in rows]
                 log_table(trainer, f"test/{name}", list(rows[0]), cells)
-        figures: Mapping[str, Any] = getattr(module, "figures", dict)() if self.draw else {}
+        figures: Mapping[str, Any] = getattr(module, "figures", dict)() if self._draws else {}
         for name, figure in figures.items():
             log_figure(trainer, f"test/{name}", figure)
         if found or figures:

@@ -37,24 +37,15 @@ def align_labels(found: Sequence[str], own: Sequence[str], trained: bool) -> lis
         own: names that the network has, in its order; empty if it has none.
         trained: whether the head is to be used as it is, and not to be replaced by a fresh one.
 
-    Raises:
-        ValueError: the head is to be used, and does not know a class of the data.
-
     Example:
         >>> align_labels(["no", "yes"], ["yes", "no"], trained=False)
         ['yes', 'no']
     """
     if not own:
         return list(found)
-    unknown = [name for name in found if name not in own]
-    if not unknown:
-        return list(own)
-    if trained:
-        raise ValueError(
-            f"the data have the label {unknown[0]!r}, and the model knows only "
-            f"{', '.join(map(repr, own))}; use data with the model's labels"
-        )
-    return list(found)
+    # A row with a label that a trained head does not know is a bad row, and named as one.
+    knows_all = all(name in own for name in found)
+    return list(own) if trained or knows_all else list(found)
 
 
 def label_number(
@@ -74,8 +65,8 @@ def label_number(
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     names = ", ".join(map(repr, list(known)[:20])) + (" ..." if len(known) > 20 else "")
-    fault = f"unknown label {name!r} (known from the training data: {names}){hint}"
-    bad(file, line, fault, "Correct the label, or add examples of it to the training data")
+    fault = f"unknown label {name!r} (known: {names}){hint}"
+    bad(file, line, fault, "Correct the label, or train with examples of it")
     return None
 
 

@@ -165,7 +165,11 @@ class SequenceClassificationDataModule(TaskDataModule):
 
     def settings(self) -> dict[str, Any]:
         """Return what changes a batch."""
-        return {"task": self.task, "columns": repr(self.columns)}
+        return {
+            "task": self.task,
+            "columns": repr(self.columns),
+            "class_balanced": self.class_balanced,
+        }
 
     def network_settings(self) -> dict[str, Any]:
         """Return names and number of the classes, and the kind of problem."""

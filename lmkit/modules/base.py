@@ -233,11 +233,11 @@ class LMModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update and log the validation metrics."""
-        evaluate(self, batch, "val")
+        evaluate(self, batch, "val", batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Update and log the test metrics."""
-        evaluate(self, batch, "test")
+        evaluate(self, batch, "test", batch_idx)
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer over everything trainable, and its schedule per step."""

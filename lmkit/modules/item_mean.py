@@ -15,6 +15,9 @@ __all__ = ["ItemMean"]
 # usual magnitude, so that the loss scaling of float16 is not disturbed.
 _UNIT = 256.0
 
+# Items may be weights, and add up to less than one.
+_LEAST = 1e-12
+
 
 class ItemMean:
     """Scales batches so that a step's gradient is that of the mean over all its items.
@@ -44,15 +47,15 @@ class ItemMean:
         if trainer.world_size == 1:
             return output.loss
         total = trainer.strategy.reduce(items.clone(), reduce_op="sum")
-        return output.loss * (items * trainer.world_size / total.clamp(min=1))
+        return output.loss * (items * trainer.world_size / total.clamp(min=_LEAST))
 
     def close(self, optimizer: Optimizer, trainer: Trainer) -> None:
         """Divide the gradients of a full window by its number of items."""
         batches = trainer.accumulate_grad_batches
         if batches == 1:
             return
-        total = trainer.strategy.reduce(self.window.clone(), reduce_op="sum").clamp(min=1)
-        factor = _UNIT * batches * trainer.world_size / total
+        total = trainer.strategy.reduce(self.window.clone(), reduce_op="sum")
+        factor = _UNIT * batches * trainer.world_size / total.clamp(min=_LEAST)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         torch._foreach_mul_(gradients, factor)

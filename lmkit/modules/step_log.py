@@ -34,13 +34,14 @@ def make_metrics(module: LMModule) -> nn.ModuleDict:
     return nn.ModuleDict({**made, "test_tables": nn.ModuleDict(module.build_tables())})
 
 
-def evaluate(module: LMModule, batch: Batch, stage: str) -> None:
+def evaluate(module: LMModule, batch: Batch, stage: str, batch_idx: int) -> None:
     """Update the metrics with one batch, and log them; Lightning computes them.
 
     Args:
         module: runs its step without wrappers.
         batch: as the data module makes it.
         stage: `"val"` or `"test"`.
+        batch_idx: number of the batch; the tables of a test begin anew at 0.
     """
     batch = module.prepare(batch)
     output = module.step(batch)
@@ -48,6 +49,9 @@ def evaluate(module: LMModule, batch: Batch, stage: str) -> None:
     module.update_metrics(metrics, output, batch)
     if stage == "test":
         tables = cast(Mapping[str, Metric], module.metrics["test_tables"])
+        if batch_idx == 0:
+            for table in tables.values():
+                table.reset()
         module.update_tables(tables, output, batch)
     for name, metric in metrics.items():
         module.log(f"{stage}/{name}", metric, prog_bar=name == "loss", batch_size=1)

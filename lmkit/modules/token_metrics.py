@@ -75,7 +75,8 @@ class TokenMean(Metric):
 
     def compute(self) -> Tensor:
         """Return the mean over all batches and ranks so far; 0 if there was no token."""
-        return self.total / self.count.clamp(min=1)
+        # Items may be weights, and add up to less than one.
+        return self.total / self.count.clamp(min=1e-12)
 
 
 class Perplexity(TokenMean):

@@ -289,7 +289,6 @@ def test_the_validation_loss_is_weighted_in_a_fit_and_alone(make):
     assert scores["val/loss"] == pytest.approx(inside, abs=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="the sum of the weights of a window is taken as 1 at least")
 def test_a_factor_of_all_class_weights_changes_no_step(make):
     """Also where the weights of an accumulation window add up to less than 1."""
 
@@ -489,7 +488,6 @@ def test_a_test_gives_tables_and_figures(fitted):
             assert [row["examples"] for row in rows] == [10, 10]
 
 
-@pytest.mark.xfail(strict=True, reason="the tables of a test are not emptied before the next")
 def test_a_second_test_begins_anew(fitted):
     module, data, _ = fitted()
     for _ in range(2):
