@@ -178,6 +178,10 @@ class LMCLI(LightningCLI):
             given = given if isinstance(given, list) else [given]
             config["callbacks"] = [*given, *self._more_callbacks(config, given)]
             config["logger"] = self._loggers(config)
+            if config["logger"] is False:  # nothing to write the rates to
+                monitor = lightning_callbacks.LearningRateMonitor
+                kept = [c for c in config["callbacks"] if not isinstance(c, monitor)]
+                config["callbacks"] = kept
         if config.get("enable_checkpointing") is False or config.get("barebones"):
             callbacks = []
         return super()._instantiate_trainer(config, callbacks)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForNextSentencePrediction
 
 import lmkit
 from lmkit.modules import CausalLMModule, LMModule, MaskedLMModule
@@ -43,8 +43,8 @@ def test_a_head_without_a_module_is_named(tmp_path: Path) -> None:
     config = BertConfig(
         vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
     )
-    BertForSequenceClassification(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a BertForSequenceClassification, for which"):
+    BertForNextSentencePrediction(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a BertForNextSentencePrediction, for which"):
         lmkit.load(tmp_path)
 
 

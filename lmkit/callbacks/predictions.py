@@ -31,6 +31,7 @@ class PredictionsCallback(BasePredictionWriter):
         output: the file, `.jsonl` or `.csv`; `<run>/predictions.jsonl` by default.
 
     Raises:
+        ValueError: the file has another ending.
         TypeError: `predict_step` returned something other than a list of dictionaries.
 
     Example:
@@ -40,6 +41,8 @@ class PredictionsCallback(BasePredictionWriter):
 
     def __init__(self, output: str | None = None) -> None:
         super().__init__(write_interval="batch")
+        if output is not None and not output.lower().endswith((".jsonl", ".csv")):
+            raise ValueError(f"output must end in .jsonl or .csv, got {output!r}")
         self.output = output
         self._file: TextIO | None = None
 

@@ -85,6 +85,12 @@ def read_labelled_texts(
     Raises:
         ValueError: a column is missing or not obvious, or a row is bad and not skipped.
     """
+    if isinstance(source, FileRecords):
+        tagged = [path for path in source.files if path.name.endswith(source.options.endings)]
+        if tagged:
+            raise ValueError(
+                f"{tagged[0]} holds tagged words, not texts: it is for token classification"
+            )
     chosen: dict[str, _Chosen] = {}
     examples = []
     for record in source.records(bad) if labelled else _unlabelled(source, bad):

@@ -202,6 +202,7 @@ class SequenceClassificationDataModule(TaskDataModule):
         kind = np.int64 if self.task == "single_label" else np.float32
         shape = (len(kept), len(known)) if self.task == "multi_label" else (len(kept),)
         columns["labels"] = np.asarray(labels, kind).reshape(shape)
+        columns["line"] = np.array([example.line for example in kept], np.int64)
         columns["text"] = [example.text for example in kept]
         columns["pair"] = [example.pair or "" for example in kept]
         return columns
@@ -220,10 +221,10 @@ class SequenceClassificationDataModule(TaskDataModule):
         )
 
     def inputs(self, index: int) -> dict[str, Any]:
-        """Return the text, or the two texts, of a row of `predict_file`."""
+        """Return line and text, or the two texts, of a row of `predict_file`."""
         table = self.table("predict")
         pair = table.text("pair", index)
-        first = {"text": table.text("text", index)}
+        first = {"line": int(table.array("line")[index]), "text": table.text("text", index)}
         return {**first, "text_pair": pair} if pair else first
 
     def label_counts(self) -> list[int]:

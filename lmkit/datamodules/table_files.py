@@ -203,6 +203,8 @@ def named_rows(
         elif len(row) != len(header):
             fault = f"{len(row)} fields, and {whose} {len(header)}"
             bad(path, number, fault, "Correct the line")
+        elif [name.strip() for name in row] == header:
+            bad(path, number, "the header stands here again", "Take the line out")
         else:
             yield number, dict(zip(header, row, strict=True))
 

@@ -70,7 +70,6 @@ class TaskDataModule(LightningDataModule):
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
-        # A live object in the hyper-parameters would make the checkpoint unreadable.
         self.save_hyperparameters(ignore=[] if is_plain_source(source) else ["source"])
         if max_length < 8:
             raise ValueError(f"max_length must be at least 8, got {max_length}")
@@ -105,7 +104,7 @@ class TaskDataModule(LightningDataModule):
 
     @abstractmethod
     def read(self, source: RecordSource, labelled: bool, bad: BadRows) -> list[Any]:
-        """Return the examples of a source, each a named tuple that ends with `file` and `line`.
+        """Return the examples of a source, named tuples that end with `file` and `line`.
 
         Args:
             source: its rows.
@@ -172,7 +171,7 @@ class TaskDataModule(LightningDataModule):
             self._build()
 
     def setup(self, stage: str | None = None) -> None:
-        """Open what `prepare_data` made; the same for every stage, and for a second call."""
+        """Open what `prepare_data` made; a second call changes nothing."""
         if not self.fingerprint and not self._only_predicts():
             self._build()
 
@@ -259,7 +258,9 @@ class TaskDataModule(LightningDataModule):
             rank_zero_warn(changed)
 
     def _only_predicts(self) -> bool:
-        return bool(self.predict_file) and self.source is None and not any(self.files.values())
+        doing = getattr(getattr(self.trainer, "state", None), "fn", None)
+        nothing = self.source is None and not any(self.files.values())
+        return bool(self.predict_file) and (doing == TrainerFn.PREDICTING or nothing)
 
     def _take(self, given: PreTrainedTokenizerBase | None, source: RecordSource | None) -> str:
         tokenizer = given or task_tokenizer(self, source, cache_folder(self.cache_dir))

@@ -132,6 +132,8 @@ def _make(
         bad.report()
         if not examples[split]:
             raise ValueError(f"{split}: there is no example in {source.name}")
+    # Before any are held out: a rare class may stand among those alone.
+    named = examples.get("train") or next(iter(examples.values()), [])
     if "train" in examples and "val" not in examples and data.val_fraction:
         examples["train"], examples["val"] = hold_out_examples(
             examples["train"], data.val_fraction, data.stratum, data.group
@@ -140,8 +142,7 @@ def _make(
         examples["train"] = few_of_each(
             examples["train"], data.examples_per_class, data.seed, data.stratum
         )
-    first = next(iter(examples.values()), [])
-    data.labels = align_labels(data.label_names(examples.get("train", first)), own, trained)
+    data.labels = align_labels(data.label_names(named), own, trained)
     tables = {split: encode_table(data, rows, split) for split, rows in examples.items()}
     seen = tables["train"].meta["classes"] if "train" in tables else {}
     if seen and (lacking := [name for name in data.labels if name not in seen]):

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ExampleTexts", "task_tokenizer"]
 
-# Of a tokenizer that is trained on the texts of the training examples.
-_VOCABULARY = 8192
-
 
 class ExampleTexts:
     """The texts of the examples of a source, as a source of text; can be read more than once.

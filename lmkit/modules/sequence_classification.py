@@ -112,18 +112,8 @@ class SequenceClassificationModule(LMModule):
         focal_gamma: float = 0.0,
         threshold: float = 0.5,
     ) -> None:
-        super().__init__(
-            model,
-            pretrained,
-            learning_rate,
-            weight_decay,
-            warmup,
-            schedule,
-            optimizer,
-            dropout,
-            compile,
-            layer_decay,
-        )
+        more = optimizer, dropout, compile, layer_decay
+        super().__init__(model, pretrained, learning_rate, weight_decay, warmup, schedule, *more)
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
         if focal_gamma < 0.0:
@@ -253,8 +243,11 @@ class SequenceClassificationModule(LMModule):
             regression `value`.
 
         Raises:
+            TypeError: that is no text.
             ValueError: the module has no tokenizer, or there are not as many pairs as texts.
         """
+        if not isinstance(texts, str | list | tuple):
+            raise TypeError(f"expected a text or a list of texts, got {type(texts).__name__}")
         if isinstance(texts, str):
             return self.forward([texts], None if pairs is None else [pairs])[0]
         if pairs is not None and len(pairs) != len(texts):

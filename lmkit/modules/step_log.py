@@ -17,6 +17,9 @@ __all__ = ["evaluate", "log_step", "make_metrics"]
 
 _STAGES = ("val", "test")
 
+#: Metrics that the progress bar shows.
+_SHOWN = ("loss", "accuracy", "f1", "spearman", "bleu")
+
 
 def log_step(module: LMModule, output: StepOutput, batch_idx: int) -> None:
     """Log the loss of a training step, and what else the objective says of it."""
@@ -54,4 +57,4 @@ def evaluate(module: LMModule, batch: Batch, stage: str, batch_idx: int) -> None
                 table.reset()
         module.update_tables(tables, output, batch)
     for name, metric in metrics.items():
-        module.log(f"{stage}/{name}", metric, prog_bar=name == "loss", batch_size=1)
+        module.log(f"{stage}/{name}", metric, prog_bar=name in _SHOWN, batch_size=1)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import datasets
 import pytest
@@ -436,7 +437,9 @@ def test_texts_to_predict_on_come_in_their_order(ready, tmp_path, name, content,
     data = ready(table, predict_file=str(tmp_path / name), task=task)
     (batch,) = data.predict_dataloader()
     assert batch["index"].tolist() == [0, 1, -1, -1]
-    assert [data.inputs(row) for row in (0, 1)] == [
+    found = [data.inputs(row) for row in (0, 1)]
+    assert [row.pop("line") for row in found] in ([1, 3], [2, 3])  # a blank line; a header
+    assert found == [
         {"text": "a quick fox"},
         {"text": "an old dog, asleep"},
     ]
@@ -447,7 +450,7 @@ def test_pairs_to_predict_on_have_both_texts(ready, tmp_path):
     data = ready(PAIRS, predict_file=str(tmp_path / "ask.jsonl"))
     (batch,) = data.predict_dataloader()
     assert batch["token_type_ids"].sum() == 3
-    assert data.inputs(0) == {"text": "a fox", "text_pair": "a dog"}
+    assert data.inputs(0) == {"line": 1, "text": "a fox", "text_pair": "a dog"}
 
 
 @pytest.mark.parametrize("task", ["single_label", "multi_label", "regression"])
@@ -538,3 +541,30 @@ def test_real_files_keep_all_their_rows(ready, data_folder, name):
     examples = data.read(sources, True, BadRows())
     assert len(examples) == rows
     assert len(data.label_names(examples)) == classes
+
+
+def test_a_rare_class_that_is_held_out_is_known(tmp_path: Path) -> None:
+    rows = [f"text {n},{'a' if n % 2 else 'b'}" for n in range(20)] + ["odd one,c"] * 2
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    data = SequenceClassificationDataModule(
+        train_file=str(tmp_path / "rows.csv"),
+        tokenizer=str(tiny.tokenizer_folder(tmp_path / "tokenizer")),
+        max_length=16,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    data.setup()
+    assert data.labels == ["a", "b", "c"]
+
+
+def test_a_header_in_the_middle_and_tagged_words_are_refused(tmp_path: Path) -> None:
+    tokenizer = str(tiny.tokenizer_folder(tmp_path / "tokenizer"))
+    (tmp_path / "rows.csv").write_text("text,label\ntext,label\na b,x\nc d,y\n")
+    with pytest.raises(ValueError, match=r"rows\.csv, line 2: the header stands here again"):
+        SequenceClassificationDataModule(
+            train_file=str(tmp_path / "rows.csv"), tokenizer=tokenizer, max_length=16
+        ).setup()
+    (tmp_path / "rows.conll").write_text("Ada B-PER\n")
+    with pytest.raises(ValueError, match="it is for token classification"):
+        SequenceClassificationDataModule(
+            train_file=str(tmp_path / "rows.conll"), tokenizer=tokenizer, max_length=16
+        ).setup()
