@@ -61,7 +61,7 @@ def rows_of(task: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     names = {"trec": ["trec6/TREC.train.all", "trec6/TREC.test.all"], "subj": ["subj/subj.all"]}
     splits = []
     for name in names[task]:
-        lines = (folder / name).read_text(encoding="latin-1").splitlines()
+        lines = (folder / name).read_text(encoding="latin-1").strip().split("\n")
         splits.append([(text, label) for label, _, text in (li.partition(" ") for li in lines)])
     if len(splits) == 2:
         return splits[0], splits[1]

@@ -23,6 +23,7 @@ __all__ = [
     "reconcile",
     "say",
     "set_aside",
+    "stand_alone",
 ]
 
 #: What the network is made from: with another value the weights of the checkpoint do not fit.
@@ -111,6 +112,26 @@ def reconcile(
             f"{path}{advice}"
         )
         model["init_args"][name] = saved
+
+
+def stand_alone(model: Any, checkpoint: Mapping[str, Any]) -> dict[str, str]:
+    """Let a module that is to be used be built as the checkpoint says, without what it began from.
+
+    So neither the base that was fine-tuned nor the training data have to be there.
+
+    Args:
+        model: the config's `class_path` and `init_args`; changed in place.
+        checkpoint: as loaded.
+
+    Returns:
+        The files of the checkpoint's tokenizer by name, none if it has none.
+    """
+    entry = checkpoint.get("lmkit") or {}
+    weights = sum(key.startswith("network.") for key in checkpoint.get("state_dict", {}))
+    # A checkpoint that leaves frozen weights out needs its base.
+    if entry.get("config") and weights >= entry.get("weights", weights + 1):
+        model["init_args"]["model"], model["init_args"]["pretrained"] = entry["config"], False
+    return entry.get("tokenizer") or {}
 
 
 def base_config(path: Path) -> str | None:

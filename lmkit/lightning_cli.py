@@ -34,6 +34,7 @@ from .cli_checkpoint import (
     reconcile,
     say,
     set_aside,
+    stand_alone,
 )
 from .cli_noise import quieten
 from .cli_parser import Parser, plain_error
@@ -156,7 +157,7 @@ class LMCLI(LightningCLI):
             saved = read_checkpoint(found, mmap=True)
             reconcile(settings.model, saved, flags_of(self._args), found, resume)
             if not resume:
-                self._tokenizer_files = (saved.get("lmkit") or {}).get("tokenizer") or {}
+                self._tokenizer_files = stand_alone(settings.model, saved)
 
     def instantiate_classes(self) -> None:
         """Build module, data and Trainer; what a constructor refuses is said plainly."""
@@ -180,8 +181,7 @@ class LMCLI(LightningCLI):
             config["logger"] = self._loggers(config)
             if config["logger"] is False:  # nothing to write the rates to
                 monitor = lightning_callbacks.LearningRateMonitor
-                kept = [c for c in config["callbacks"] if not isinstance(c, monitor)]
-                config["callbacks"] = kept
+                config["callbacks"] = [c for c in config["callbacks"] if type(c) is not monitor]
         if config.get("enable_checkpointing") is False or config.get("barebones"):
             callbacks = []
         return super()._instantiate_trainer(config, callbacks)
