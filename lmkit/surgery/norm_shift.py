@@ -1,0 +1,133 @@
+"""Normalizations whose scale and bias each adapter moves in a way of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .base import NothingMatchedError, replace_module
+
+__all__ = ["Shift", "Shifted", "find_norms", "shift"]
+
+
+class Shift(nn.Module):
+    """What an adapter adds to the weights of a normalization; at first zero.
+
+    Args:
+        norm: the normalization, with a scale and perhaps a bias.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        for name, parameter in norm.named_parameters(recurse=False):
+            self.register_parameter(name, nn.Parameter(torch.zeros_like(parameter)))
+
+
+class Shifted(nn.Module):
+    r"""A normalization with the weights $\gamma + \sum_a w_a \Delta\gamma_a$, $\beta$ likewise.
+
+    To train $\Delta\gamma$ from zero is to train $\gamma$, but the base's own weights stay as they
+    are, so that several adapters share one base. A fusion moves them by the mean of its parts.
+
+    Args:
+        base_layer: the normalization.
+    """
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.adapters = nn.ModuleDict()
+        self.fusions: dict[str, tuple[str, ...]] = {}
+        self.weights: dict[str, float] = {}
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """Names of all adapters and fusions here, active or not."""
+        return (*self.adapters, *self.fusions)
+
+    @property
+    def active_adapters(self) -> dict[str, float]:
+        """Weights of the active adapters by name."""
+        return dict(self.weights)
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's own scale."""
+        return cast(Tensor, self.base_layer.weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's own bias."""
+        return cast("Tensor | None", self.base_layer.bias)
+
+    def use(self, weights: Mapping[str, float]) -> None:
+        """Make adapters active with these weights, and no others; names from elsewhere are left."""
+        self.weights = {
+            name: float(weights[name]) for name in self.adapter_names if name in weights
+        }
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Normalize `x` with the shifted weights."""
+        shifts = [
+            (weight / len(parts), self.adapters[part])
+            for name, weight in self.weights.items()
+            for parts in [self.fusions.get(name, (name,))]
+            for part in parts
+        ]
+        if not shifts:
+            return cast(Tensor, self.base_layer(x, *args, **kwargs))
+        tensors: dict[str, Tensor] = dict(self.base_layer.named_parameters(recurse=False))
+        for share, module in shifts:
+            for name, delta in module.named_parameters():
+                tensors[name] = tensors[name] + (delta if share == 1 else share * delta)
+        return cast(Tensor, functional_call(self.base_layer, tensors, (x, *args), kwargs))
+
+
+def shift(network: nn.Module, name: str) -> Shifted:
+    """Return the shifted normalization at a dotted name; wrap what is there if it is none yet."""
+    layer = network.get_submodule(name)
+    if isinstance(layer, Shifted):
+        return layer
+    shifted = Shifted(layer)
+    replace_module(network, name, shifted)
+    return shifted
+
+
+def find_norms(network: nn.Module) -> dict[str, nn.Module]:
+    """Find the normalizations of a network's body that have weights, those that are shifted too.
+
+    Args:
+        network: the head of a task, outside `base_model`, does not count.
+
+    Returns:
+        Normalizations (or what shifts them) by dotted name; never empty.
+
+    Raises:
+        NothingMatchedError: there is none.
+
+    Example:
+        >>> list(find_norms(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))))
+        ['1']
+    """
+    body = set(getattr(network, "base_model", network).modules())
+    found = {
+        name: module
+        for name, module in network.named_modules()
+        if module in body and not name.endswith(".base_layer") and _is_norm(module)
+    }
+    if not found:
+        raise NothingMatchedError(
+            f"{type(network).__name__} has no normalization with weights: give norms=False"
+        )
+    return found
+
+
+def _is_norm(module: nn.Module) -> bool:
+    if isinstance(module, Shifted):
+        return True
+    own = dict(module.named_parameters(recurse=False))
+    return "norm" in type(module).__name__.lower() and "weight" in own

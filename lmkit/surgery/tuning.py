@@ -1,0 +1,76 @@
+"""Which weights are trained: a frozen base, its head, and what a surgery has added or chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import nn
+
+from .sites import base_name
+
+__all__ = ["freeze_base", "head_parameters", "is_tuned_in_part", "thaw"]
+
+# Set on a network whose base was frozen, so that a second technique does not freeze what the first
+# one has chosen to train.
+_MARK = "_tuned_in_part"
+
+
+def freeze_base(network: nn.Module, head: bool = True) -> None:
+    """Freeze a network once; with techniques that follow, what is trainable only grows.
+
+    Args:
+        network: changed in place. Done again, nothing is frozen.
+        head: whether the head of the task stays trainable, see `head_parameters`.
+
+    Example:
+        >>> network = nn.Linear(2, 2)
+        >>> freeze_base(network)
+        >>> network.weight.requires_grad
+        False
+    """
+    if not is_tuned_in_part(network):
+        for parameter in network.parameters():
+            parameter.requires_grad_(False)
+        setattr(network, _MARK, True)
+    if head:
+        for parameter in head_parameters(network).values():
+            parameter.requires_grad_(True)
+
+
+def is_tuned_in_part(network: nn.Module) -> bool:
+    """Whether `freeze_base` has frozen the network."""
+    return bool(getattr(network, _MARK, False))
+
+
+def head_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights of the head of a task: what stands outside the base model.
+
+    A language model has none: its head is as large as its vocabulary, and was trained with it.
+
+    Args:
+        network: of transformers, which know their base model; others have no head.
+
+    Returns:
+        Parameters by name, none that the base model shares.
+    """
+    known: Any = network
+    base = getattr(known, "base_model", network)
+    if base is network or known.get_output_embeddings() is not None:
+        return {}
+    inside = {id(parameter) for parameter in base.parameters()}
+    return {name: p for name, p in network.named_parameters() if id(p) not in inside}
+
+
+def thaw(network: nn.Module, names: Collection[str]) -> None:
+    """Let weights learn that were drawn at random and that `freeze_base` has frozen.
+
+    Args:
+        network: changed in place if its base was frozen.
+        names: of weights, as they were before any layer was wrapped.
+    """
+    if not is_tuned_in_part(network):
+        return
+    for name, parameter in network.named_parameters():
+        if base_name(name) in names:
+            parameter.requires_grad_(True)
