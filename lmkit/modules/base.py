@@ -7,7 +7,6 @@ from copy import deepcopy
 from functools import partial
 from typing import Any, ClassVar, Self, cast
 
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,12 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from ..surgery import to_spec
+from ..surgery.tuning import thaw
 from ..types import Batch, Objective, ObjectiveWrapper, StepOutput, Surgery
 from .checkpoint import read_entry, standalone_arguments, write_entry
-from .checkpoint_io import AtomicCheckpointIO
+from .checkpoint_io import write_atomically
 from .checks import LossGuard, check_plain, check_state, check_tokenizer, warn_of_script
+from .frozen_base import describe_base
 from .item_mean import ItemMean
-from .network import build_network, check_fit, decided_settings, fingerprint
+from .network import build_network, check_fit, decided_settings
 from .optimizer import check_groups, clip_gradients, optimizer_and_schedule
 from .resume import seed_batch, take_up
 from .speed import Speed, set_dropout
@@ -86,6 +87,8 @@ class LMModule(LightningModule):
         self.objective_wrappers = []
         self._ledger: list[dict[str, Any]] = []
         self.base: dict[str, Any] = {"name": model if isinstance(model, str) else None}
+        #: Whether checkpoints leave out what is frozen and stands in the base.
+        self.trainable_only = False
         self.seed: int | None = None
         #: What a resumed fit is to take up: seed, and gradients of an unfinished window.
         self.pending: dict[str, Any] = {}
@@ -139,9 +142,7 @@ class LMModule(LightningModule):
         network, loaded = self.build(self.auto_class, *how)
         if self.hparams["dropout"] is not None:
             set_dropout(network, self.hparams["dropout"])
-        self.network = network
-        if loaded:
-            self.base["fingerprint"] = fingerprint(network, loaded)
+        self.network, self.base = network, self.base | describe_base(network, loaded)
         self.metrics = make_metrics(self)
 
     @property
@@ -166,6 +167,7 @@ class LMModule(LightningModule):
         surgery(self.network)
         warn_of_script(spec["class_path"])
         self._ledger.append(spec)
+        thaw(self.network, self.base.get("fresh", ()))
         self.network.train()
 
     def setup(self, stage: str) -> None:
@@ -181,9 +183,7 @@ class LMModule(LightningModule):
         if stage == "fit":
             # A module that was loaded to be used is in eval mode, and Lightning would keep it so.
             self.train()
-        strategy = self.trainer.strategy
-        if type(strategy.checkpoint_io) is TorchCheckpointIO:
-            strategy.checkpoint_io = AtomicCheckpointIO()
+        write_atomically(self.trainer.strategy)
 
     def on_fit_start(self) -> None:
         """Check that each trainable parameter is in exactly one group; compile the layers."""

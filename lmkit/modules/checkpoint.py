@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ..surgery import from_spec
+from ..surgery.tuning import thaw
 from ..tokenization import tokenizer_from_files, tokenizer_to_files
 from .checkpoint_io import read_checkpoint
 from .checks import check_same, check_tokenizer
+from .frozen_base import complete, leave_out
 from .resume import pending_gradients, rewind_unfinished
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ def write_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
         "tokenizer": tokenizer_to_files(module.tokenizer) if module.tokenizer else None,
         "pending": {"seed": module.seed, "gradients": gradients, "window": window.cpu()},
     }
+    if module.trainable_only:
+        leave_out(module, checkpoint)
 
 
 def read_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
@@ -61,6 +65,8 @@ def read_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
         check_tokenizer(tokenizer, module.tokenizer)
         module.tokenizer = module.tokenizer or tokenizer
     module.base = dict(saved["base"])
+    thaw(module.network, module.base.get("fresh", ()))
+    complete(module, checkpoint)
     # To be taken up by a fit that goes on; a new one that starts from these weights does not.
     if module._trainer is not None and module.trainer.state.fn == TrainerFn.FITTING:
         module.pending = saved["pending"]

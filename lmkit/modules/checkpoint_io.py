@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-__all__ = ["AtomicCheckpointIO", "read_checkpoint"]
+__all__ = ["AtomicCheckpointIO", "read_checkpoint", "write_atomically"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -70,6 +70,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "model='folder or hub name'"
             )
         return checkpoint
+
+
+def write_atomically(strategy: Any) -> None:
+    """Let a strategy write by `AtomicCheckpointIO`, unless the user gave it a writer."""
+    if type(strategy.checkpoint_io) is TorchCheckpointIO:
+        strategy.checkpoint_io = AtomicCheckpointIO()
 
 
 def read_checkpoint(
