@@ -1,5 +1,6 @@
 """Callbacks: one file per technique."""
 
+from .bitfit import BitFitCallback
 from .checkpoint import CheckpointCallback
 from .efficiency import EfficiencyCallback
 from .export import ExportCallback
@@ -9,8 +10,12 @@ from .loss_plot import LossPlotCallback
 from .predictions import PredictionsCallback
 from .provenance import ProvenanceCallback
 from .samples import SamplesCallback
+from .selective_tuning import SelectiveTuningCallback
+from .surgery import SurgeryCallback
+from .trainable_only import TrainableOnlyCheckpoint
 
 __all__ = [
+    "BitFitCallback",
     "CheckpointCallback",
     "EfficiencyCallback",
     "ExportCallback",
@@ -20,4 +25,7 @@ __all__ = [
     "PredictionsCallback",
     "ProvenanceCallback",
     "SamplesCallback",
+    "SelectiveTuningCallback",
+    "SurgeryCallback",
+    "TrainableOnlyCheckpoint",
 ]

@@ -1,0 +1,114 @@
+"""Adapters of several tasks, mixed by attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..modules import LMModule
+from ..surgery import to_spec
+from ..surgery.adapter_fusion import AdapterFusion, Fusion
+from ..surgery.bottleneck import AdaptedLayer
+from .surgery import SurgeryCallback
+
+__all__ = ["AdapterFusionCallback"]
+
+
+class AdapterFusionCallback(SurgeryCallback):
+    r"""Trains a mixture of adapters that were trained before, and the head; all else is frozen.
+
+    At each adapted layer $y + \sum_t \alpha_t V z_t$ with $\alpha = \mathrm{softmax}_t(Q y \cdot K
+    z_t)$, where $z_t$ is what adapter $t$ adds to the projection's result $y$ (Pfeiffer et al.
+    2020, arXiv:2005.00247). $Q$, $K$ and $V$ are trained: three square matrices for each layer,
+    which is more than adapters have. At first each adapter counts about the same.
+
+    Each time that the Trainer logs, the attention that each adapter got is logged as
+    `adapter_fusion/<name>`: the mean over layers and positions (padding included) of a batch.
+
+    A fit that goes on from a checkpoint takes the adapters from there: weights are restored after
+    `setup`, in which the files are read.
+
+    Args:
+        adapters: checkpoints (or exported adapters) by the name that each adapter shall have here.
+            Their base has to be this network's.
+        names: of the adapters to be mixed; those of `adapters` by default. Others have to be in the
+            network, e.g. from an `AdapterCallback` before this one.
+        name: of the fusion, under which it is switched.
+        head: whether the head of the task is trained too. What was drawn at random always is.
+
+    Raises:
+        ValueError: no adapters are named; in `setup`, the network has none of a name, or a file
+            belongs to another base.
+        TypeError: in `setup`, adapters shall be read for a module that is not lmkit's.
+
+    Example:
+        >>> AdapterFusionCallback({"topics": "topics.ckpt", "tone": "tone.ckpt"}).surgery.names
+        ('topics', 'tone')
+    """
+
+    word = "adapter_fusion"
+
+    def __init__(
+        self,
+        adapters: Mapping[str, str] | None = None,
+        names: Sequence[str] | None = None,
+        name: str = "fusion",
+        head: bool = True,
+    ) -> None:
+        self.adapters = dict(adapters or {})
+        super().__init__(AdapterFusion(tuple(names or self.adapters), name, head))
+        self._handles: list[RemovableHandle] = []
+        self._seen: list[tuple[tuple[str, ...], Tensor]] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Add the adapters from their files, and fuse them, once."""
+        if self.adapters:
+            self._add(pl_module)
+        super().setup(trainer, pl_module, stage)
+
+    def _add(self, pl_module: LightningModule) -> None:
+        from ..adapters import add_adapter
+
+        if not isinstance(pl_module, LMModule):
+            raise TypeError(
+                "AdapterFusionCallback reads adapters for modules of lmkit, got a "
+                f"{type(pl_module).__name__}; add them by hand, and give only their names"
+            )
+        if to_spec(self.surgery) not in pl_module.ledger:
+            for name, source in self.adapters.items():
+                add_adapter(pl_module, source, name)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the attention of a step that is logged."""
+        if trainer.loggers and trainer._logger_connector.should_update_logs:
+            name = cast(AdapterFusion, self.surgery).name
+            for layer in pl_module.modules():
+                if isinstance(layer, AdaptedLayer) and name in layer.fusions:
+                    fusion = cast(Fusion, layer.fusions[name])
+                    hook = partial(self._see, fusion.names)
+                    self._handles.append(fusion.attention.register_forward_hook(hook))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the mean attention of each adapter."""
+        for handle in self._handles:
+            handle.remove()
+        seen, self._handles, self._seen = self._seen, [], []
+        surgery = cast(AdapterFusion, self.surgery)
+        for name in surgery.names if seen else ():
+            means = [mean[names.index(name)] for names, mean in seen if name in names]
+            pl_module.log(f"{self.word}/{name}", torch.stack(means).mean(), batch_size=1)
+
+    def _see(
+        self, names: tuple[str, ...], module: nn.Module, inputs: Any, attention: Tensor
+    ) -> None:
+        self._seen.append((names, attention.detach().float().flatten(0, -2).mean(0)))
