@@ -69,6 +69,13 @@ def rows_of(task: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     return splits[0][:8000], splits[0][8000:]
 
 
+def write_rows(path: Path, rows: list[tuple[str, str]]) -> str:
+    """Write texts and labels as a csv, and return its name."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    return str(path)
+
+
 def initial(labels: list[str], seed: int) -> Path:
     """Save the encoder with a new head, so that all start from the same weights."""
     torch.manual_seed(seed)
@@ -94,12 +101,9 @@ def ours(options: argparse.Namespace, start: Path, seed: int, precision: str | N
     seed_everything(seed)
     train, test = rows_of(options.task)
     with tempfile.TemporaryDirectory() as folder:
-        for name, rows in (("train", train), ("test", test)):
-            with (Path(folder) / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([("text", "label"), *rows])
         data = SequenceClassificationDataModule(
-            train_file=f"{folder}/train.csv",
-            test_file=f"{folder}/test.csv",
+            train_file=write_rows(Path(folder) / "train.csv", train),
+            test_file=write_rows(Path(folder) / "test.csv", test),
             val_fraction=0,
             max_length=options.max_length,
             batch_size=options.batch_size,
@@ -132,56 +136,77 @@ def ours(options: argparse.Namespace, start: Path, seed: int, precision: str | N
 
 def peer(options: argparse.Namespace, start: Path, seed: int, padded: bool) -> Result:
     """Train and test with transformers.Trainer."""
+    seed_everything(seed)
+    network = AutoModelForSequenceClassification.from_pretrained(start, dtype=torch.float32)
+    clock = Clock()
+    trainer = peer_trainer(
+        options, network, start, clock.of_transformers(), seed=seed, padded=padded, clock=clock
+    )
+    trainer.train()
+    tokens, seconds, score = clock.tokens, clock.seconds, 0.0
+    if options.steps < 0:
+        found = trainer.predict(encoded(options, "test", network, start, padded))
+        score = float((found.predictions.argmax(-1) == found.label_ids).mean())
+    return Result(score, tokens, seconds)
+
+
+def encoded(
+    options: argparse.Namespace, split: str, network: Any, start: Path, padded: bool
+) -> Any:
+    """Tokenize the training or the test examples."""
     from datasets import Dataset
 
-    seed_everything(seed)
-    tokenizer = AutoTokenizer.from_pretrained(start)
-    network = AutoModelForSequenceClassification.from_pretrained(start, dtype=torch.float32)
-    sets = []
-    for rows in rows_of(options.task):
-        encoded = tokenizer(
-            [text for text, _ in rows],
-            truncation=True,
-            max_length=options.max_length,
-            padding="max_length" if padded else False,
-        )
-        labels = [network.config.label2id[label] for _, label in rows]
-        sets.append(Dataset.from_dict({**encoded, "labels": labels}))
-    steps = options.epochs * -(-len(sets[0]) // options.batch_size)
+    rows = rows_of(options.task)[split == "test"]
+    made = AutoTokenizer.from_pretrained(start)(
+        [text for text, _ in rows],
+        truncation=True,
+        max_length=options.max_length,
+        padding="max_length" if padded else False,
+    )
+    return Dataset.from_dict(
+        {**made, "labels": [network.config.label2id[label] for _, label in rows]}
+    )
+
+
+def peer_trainer(
+    options: argparse.Namespace,
+    network: Any,
+    start: Path,
+    *callbacks: Any,
+    seed: int = 0,
+    padded: bool = False,
+    clock: Clock | None = None,
+) -> Any:
+    """Make a transformers.Trainer with lmkit's hyper-parameters."""
+    collate: Any = DataCollatorWithPadding(AutoTokenizer.from_pretrained(start))
+    rows = encoded(options, "train", network, start, padded)
+    steps = options.epochs * -(-len(rows) // options.batch_size)
     total = steps if options.steps < 0 else min(steps, options.steps)
-    clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        settings = TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=options.epochs,
-            max_steps=total,
-            per_device_train_batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            adam_beta2=0.98,  # lmkit's defaults
-            adam_epsilon=1e-6,
-            weight_decay=0.01,
-            warmup_steps=round(WARMUP * total),
-            lr_scheduler_type="linear",
-            max_grad_norm=1.0,
-            seed=seed,
-            use_cpu=True,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
-        )
-        trainer = PeerTrainer(
-            model=network,
-            args=settings,
-            train_dataset=sets[0],
-            data_collator=clock.counting(DataCollatorWithPadding(tokenizer)),
-            callbacks=[clock.of_transformers()],
-        )
-        trainer.train()
-        tokens, seconds, score = clock.tokens, clock.seconds, 0.0
-        if options.steps < 0:
-            found = trainer.predict(sets[1])
-            score = float((found.predictions.argmax(-1) == found.label_ids).mean())
-    return Result(score, tokens, seconds)
+    settings = TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        num_train_epochs=options.epochs,
+        max_steps=total,
+        per_device_train_batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        adam_beta2=0.98,  # lmkit's defaults
+        adam_epsilon=1e-6,
+        weight_decay=0.01,
+        warmup_steps=round(WARMUP * total),
+        lr_scheduler_type="linear",
+        max_grad_norm=1.0,
+        seed=seed,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    return PeerTrainer(
+        model=network,
+        args=settings,
+        train_dataset=rows,
+        data_collator=clock.counting(collate) if clock else collate,
+        callbacks=list(callbacks),
+    )
 
 
 def tfidf(options: argparse.Namespace) -> Result:
