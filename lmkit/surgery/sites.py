@@ -16,17 +16,20 @@ __all__ = ["ROLES", "base_name", "find_sites", "match_sites"]
 #: DistilBERT, ModernBERT, GPT-2, GPT-NeoX, Llama and its kin, T5, BART, ViT. Some compute query,
 #: key and value in one projection, which then has the three roles.
 ROLES: dict[str, str] = {
-    "query": r"self\.query(_proj)?|attn\.q|attention\.query|q_lin|q_proj|Attention\.q",
-    "key": r"self\.key(_proj)?|attn\.k|attention\.key|k_lin|k_proj|Attention\.k",
-    "value": r"self\.value(_proj)?|attn\.v|attention\.value|v_lin|v_proj|Attention\.v",
+    "query": r"self\.query(_proj)?|attn\.q|attention\.query|q_lin|q_proj|\w+Attention\.q",
+    "key": r"self\.key(_proj)?|attn\.k|attention\.key|k_lin|k_proj|\w+Attention\.k",
+    "value": r"self\.value(_proj)?|attn\.v|attention\.value|v_lin|v_proj|\w+Attention\.v",
     "attention_output": r"attention\.output\.dense|attn\.o|attention\.dense|out_lin|attn\.Wo"
-    r"|attn\.c_proj|o_proj|out_proj|Attention\.o",
+    r"|attn\.c_proj|o_proj|out_proj|\w+Attention\.o",
     "ffn_input": r"intermediate\.dense|\d+\.ffn|ffn\.lin1|mlp\.Wi|mlp\.c_fc|mlp\.dense_h_to_4h"
     r"|mlp\.gate_proj|mlp\.up_proj|DenseReluDense\.wi(_\d)?|fc1",
     "ffn_output": r"\d+\.output\.dense|ffn_output|ffn\.lin2|mlp\.Wo|mlp\.c_proj"
     r"|mlp\.dense_4h_to_h|mlp\.down_proj|DenseReluDense\.wo|fc2",
 }
 _FUSED = r"|attn\.Wqkv|attn\.c_attn|attention\.query_key_value"
+# Layers stand in lists, whose names are numbers. A head may call its own as attention calls its
+# projections: RoBERTa's `classifier.out_proj`.
+_IN_A_LAYER = r"(?:.*\.)?\d+\."
 
 
 def base_name(name: str) -> str:
@@ -65,13 +68,15 @@ def find_sites(network: nn.Module, roles: Sequence[str]) -> dict[str, nn.Module]
         for name, module in network.named_modules()
         if isinstance(module, nn.Linear | Conv1D) or hasattr(module, "base_layer")
     }
+    # A network without layers is itself one.
+    inside = [name for name in candidates if re.match(_IN_A_LAYER, name)] or list(candidates)
     found: set[str] = set()
     for role in roles:
         if role not in ROLES:
             raise ValueError(f"there is no role {role!r}; there are {', '.join(ROLES)}")
         fused = _FUSED if role in ("query", "key", "value") else ""
         ending = re.compile(rf"(?:.*\.)?(?:{ROLES[role]}{fused})")
-        here = {name for name in candidates if ending.fullmatch(name)}
+        here = {name for name in inside if ending.fullmatch(name)}
         if not here:
             ends = sorted({name.rsplit(".", 1)[-1] for name in candidates})
             raise NothingMatchedError(
