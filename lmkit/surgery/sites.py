@@ -16,9 +16,9 @@ __all__ = ["ROLES", "base_name", "find_sites", "match_sites"]
 #: DistilBERT, ModernBERT, GPT-2, GPT-NeoX, Llama and its kin, T5, BART, ViT. Some compute query,
 #: key and value in one projection, which then has the three roles.
 ROLES: dict[str, str] = {
-    "query": r"self\.query(_proj)?|attn\.q|attention\.query|q_lin|q_proj|\w+Attention\.q",
-    "key": r"self\.key(_proj)?|attn\.k|attention\.key|k_lin|k_proj|\w+Attention\.k",
-    "value": r"self\.value(_proj)?|attn\.v|attention\.value|v_lin|v_proj|\w+Attention\.v",
+    "query": r"query(_proj)?|attn\.q|q_lin|q_proj|\w+Attention\.q",
+    "key": r"key(_proj)?|attn\.k|k_lin|k_proj|\w+Attention\.k",
+    "value": r"value(_proj)?|attn\.v|v_lin|v_proj|\w+Attention\.v",
     "attention_output": r"attention\.output\.dense|attn\.o|attention\.dense|out_lin|attn\.Wo"
     r"|attn\.c_proj|o_proj|out_proj|\w+Attention\.o",
     "ffn_input": r"intermediate\.dense|\d+\.ffn|ffn\.lin1|mlp\.Wi|mlp\.c_fc|mlp\.dense_h_to_4h"
