@@ -17,12 +17,12 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from ..surgery import to_spec
 from ..surgery.tuning import thaw
 from ..types import Batch, Objective, ObjectiveWrapper, StepOutput, Surgery
-from .checkpoint import read_entry, standalone_arguments, write_entry
+from .checkpoint import read_entry, standalone, write_entry
 from .checkpoint_io import write_atomically
 from .checks import LossGuard, check_plain, check_state, check_tokenizer, warn_of_script
-from .frozen_base import describe_base
+from .frozen_base import decided_settings, describe_base, marks_kept, name_base
 from .item_mean import ItemMean
-from .network import build_network, check_fit, decided_settings
+from .network import build_network, check_fit
 from .optimizer import check_groups, clip_gradients, optimizer_and_schedule
 from .resume import seed_batch, take_up
 from .speed import Speed, set_dropout
@@ -86,7 +86,7 @@ class LMModule(LightningModule):
         self.tokenizer = None
         self.objective_wrappers = []
         self._ledger: list[dict[str, Any]] = []
-        self.base: dict[str, Any] = {"name": model if isinstance(model, str) else None}
+        self.base = name_base(model)
         #: Whether checkpoints leave out what is frozen and stands in the base.
         self.trainable_only = False
         self.seed: int | None = None
@@ -164,7 +164,8 @@ class LMModule(LightningModule):
         spec = to_spec(surgery)
         if spec in self._ledger:
             return
-        surgery(self.network)
+        with marks_kept(self):
+            surgery(self.network)
         warn_of_script(spec["class_path"])
         self._ledger.append(spec)
         thaw(self.network, self.base.get("fresh", ()))
@@ -284,17 +285,15 @@ class LMModule(LightningModule):
     ) -> Self:
         """Load a checkpoint alone: its class, structure, tokenizer and weights are all in it.
 
-        The base that it started from is not needed, unless the checkpoint left frozen weights out.
+        Only one that leaves frozen weights out needs its base; if that was moved, give `model`.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: it is cut short, holds code, or is of another class.
         """
-        owner, standalone, said = standalone_arguments(cls, checkpoint_path)
-        if "model" in kwargs:
-            standalone, said = {}, {}
-        how = {"strict": strict, "weights_only": weights_only, **standalone, **kwargs}
-        inherited = super(LMModule, owner).load_from_checkpoint
-        module = inherited(checkpoint_path, map_location, hparams_file, **how)
+        with standalone(cls, checkpoint_path, kwargs) as (owner, arguments, said):
+            how = {"strict": strict, "weights_only": weights_only, **arguments}
+            inherited = super(LMModule, owner).load_from_checkpoint
+            module = inherited(checkpoint_path, map_location, hparams_file, **how)
         module.hparams.update(said)
         return cast(Self, module)

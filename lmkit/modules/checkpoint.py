@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.trainer.states import TrainerFn
@@ -12,13 +14,13 @@ from ..surgery.tuning import thaw
 from ..tokenization import tokenizer_from_files, tokenizer_to_files
 from .checkpoint_io import read_checkpoint
 from .checks import check_same, check_tokenizer
-from .frozen_base import complete, leave_out
+from .frozen_base import complete, leave_out, on_base_of
 from .resume import pending_gradients, rewind_unfinished
 
 if TYPE_CHECKING:
     from .base import LMModule
 
-__all__ = ["read_entry", "standalone_arguments", "write_entry"]
+__all__ = ["read_entry", "standalone", "write_entry"]
 
 
 def write_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
@@ -64,35 +66,42 @@ def read_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
         tokenizer = tokenizer_from_files(saved["tokenizer"])
         check_tokenizer(tokenizer, module.tokenizer)
         module.tokenizer = module.tokenizer or tokenizer
-    module.base = dict(saved["base"])
-    thaw(module.network, module.base.get("fresh", ()))
     complete(module, checkpoint)
+    # What the module was built from itself may have moved since.
+    module.base = {**saved["base"], **(module.base if "fingerprint" in module.base else {})}
+    thaw(module.network, module.base.get("fresh", ()))
     # To be taken up by a fit that goes on; a new one that starts from these weights does not.
     if module._trainer is not None and module.trainer.state.fn == TrainerFn.FITTING:
         module.pending = saved["pending"]
 
 
-def standalone_arguments(
-    cls: type[LMModule], path: Any
-) -> tuple[type[LMModule], dict[str, Any], dict[str, Any]]:
-    """Find how to build the module of a checkpoint without the base that it started from.
+@contextmanager
+def standalone(
+    cls: type[LMModule], path: Any, given: Mapping[str, Any]
+) -> Iterator[tuple[type[LMModule], dict[str, Any], dict[str, Any]]]:
+    """Find how to build the module of a checkpoint, without the base if it can be done without.
 
     Args:
         cls: the checkpoint's class must be this or derive from it.
         path: of the checkpoint.
+        given: arguments of the module that come before those of the checkpoint.
 
-    Returns:
-        The class; the arguments that stand for the base, none if the checkpoint leaves weights of
-        it out; and the same arguments as the user had given them.
+    Yields:
+        The class; the arguments to build it with; and what its hyper-parameters are to say then.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is cut short, holds code, or is of another class.
+        ValueError: it is cut short, holds code, or is of another class; or it leaves weights out,
+            and there is no base to take them from.
     """
     checkpoint = read_checkpoint(path, mmap=True)
     saved = check_same(cls, checkpoint)
     weights = sum(key.startswith("network.") for key in checkpoint["state_dict"])
-    if weights < saved["weights"]:
-        return saved["owner"], {}, {}
-    standalone = {"model": saved["config"], "pretrained": False}
-    return saved["owner"], standalone, {k: checkpoint["hyper_parameters"][k] for k in standalone}
+    said = {key: checkpoint["hyper_parameters"][key] for key in ("model", "pretrained")}
+    if "model" in given or weights < saved["weights"]:
+        named = given.get("model", said["model"])
+        with on_base_of(saved, named, path) as base:
+            yield saved["owner"], {**given, **base}, {"model": named}
+    else:
+        alone = {"model": saved["config"], "pretrained": False}
+        yield saved["owner"], {**alone, **given}, said

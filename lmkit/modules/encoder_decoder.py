@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .network import _named_config, build_network
+from .network import build_network, named_config
 
 __all__ = ["build_encoder_decoder", "is_two_networks", "settle"]
 
@@ -152,7 +152,7 @@ def _decoder(
     half: str | Mapping[str, Any], pretrained: bool, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[PreTrainedModel, set[str]]:
     if isinstance(half, str):
-        config = _named_config(half)
+        config = named_config(half)
         kind = config.model_type
     else:
         kind = str(half.get("model_type"))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import inspect
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -26,10 +25,20 @@ from transformers import (
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import logging as transformers_logging
 
-__all__ = ["build_network", "check_fit", "decided_settings", "fingerprint", "usable_positions"]
+__all__ = [
+    "MissingModelError",
+    "build_network",
+    "check_fit",
+    "named_config",
+    "usable_positions",
+]
 
 # Facts of a config that come from the tokenizer when a network is made from scratch.
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+
+
+class MissingModelError(ValueError):
+    """There is no model of a name."""
 
 
 def build_network(
@@ -56,7 +65,7 @@ def build_network(
     Raises:
         ValueError: there is no such model, config key or head; names what there is.
     """
-    config = _named_config(model) if isinstance(model, str) else _scratch_config(model, tokenizer)
+    config = named_config(model) if isinstance(model, str) else _scratch_config(model, tokenizer)
     known = dict(config.id2label or {})
     for name, value in (settings or {}).items():
         setattr(config, name, value)
@@ -82,12 +91,6 @@ def build_network(
         rank_zero_info(f"{model} has no weights for {', '.join(new)}: these start at random")
     # transformers hands a loaded network over in eval mode, and Lightning keeps each mode.
     return network.train(), loaded
-
-
-def decided_settings(datamodule: Any) -> dict[str, Any]:
-    """Return the entries of a network's config that a data module decides, if it decides any."""
-    decide = getattr(datamodule, "network_settings", None)
-    return dict(decide()) if decide is not None else {}
 
 
 def check_fit(
@@ -155,30 +158,6 @@ def usable_positions(network: PreTrainedModel) -> int | None:
     return int(positions)
 
 
-def fingerprint(network: nn.Module, keys: Collection[str]) -> str:
-    """Hash the named weights: the same base gives the same hash, whatever was added since.
-
-    Of each tensor it takes the name, the shape and up to 4096 values at even distances, so that
-    a model of billions of weights takes seconds. Two models that differ by training differ
-    everywhere.
-
-    Args:
-        network: holds the weights.
-        keys: names of the weights in its state dict.
-
-    Returns:
-        32 hexadecimal digits.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    state = network.state_dict()
-    for key in sorted(keys):
-        flat = state[key].detach().reshape(-1)
-        values = flat[:: max(1, flat.numel() // 4096)][:4096].to("cpu", torch.float32)
-        digest.update(f"{key} {tuple(state[key].shape)} ".encode())
-        digest.update(values.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _are_other_classes(known: Mapping[Any, str], config: PretrainedConfig) -> bool:
     """Whether a config names other classes than those that its head was made for."""
     now = {str(name) for name in (config.id2label or {}).values()}
@@ -215,16 +194,21 @@ def _listed(names: Mapping[Any, str]) -> str:
     return ", ".join(map(repr, list(names.values())[:10])) or "no names"
 
 
-def _named_config(model: str) -> PretrainedConfig:
+def named_config(model: str) -> PretrainedConfig:
+    """Read the config of a hub name or a folder.
+
+    Raises:
+        MissingModelError: there is no such model.
+    """
     folder = Path(model)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"the folder {model} holds no config.json, so it is no model")
+        raise MissingModelError(f"the folder {model} holds no config.json, so it is no model")
     if not folder.is_dir() and (folder.is_absolute() or model.startswith((".", "~"))):
-        raise ValueError(f"there is no model folder at {model}")
+        raise MissingModelError(f"there is no model folder at {model}")
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(model)
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(
+        raise MissingModelError(
             f"the model {model!r} could not be loaded, neither as a folder nor from the hub: "
             f"{str(error).splitlines()[0]}"
         ) from error

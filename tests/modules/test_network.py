@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertModel
 
-from lmkit.modules.network import build_network, check_fit, fingerprint, usable_positions
+from lmkit.modules.frozen_base import fingerprint
+from lmkit.modules.network import build_network, check_fit, usable_positions
 from tests import tiny
 
 
