@@ -10,9 +10,7 @@ from torch import Tensor
 __all__ = ["kept_ranks", "orthogonality", "rank_budget", "smooth_importance", "triplet_scores"]
 
 
-def rank_budget(
-    step: int, total: int, warmup: int, settled: int, initial: int, target: int
-) -> int:
+def rank_budget(step: int, total: int, warmup: int, settled: int, initial: int, target: int) -> int:
     r"""Return how many ranks all matrices have together after an optimizer step.
 
     $b_0$ up to $t_i$, $b_T$ from $T - t_f$, and between them

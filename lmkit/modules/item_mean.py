@@ -49,14 +49,23 @@ class ItemMean:
         total = trainer.strategy.reduce(items.clone(), reduce_op="sum")
         return output.loss * (items * trainer.world_size / total.clamp(min=_LEAST))
 
-    def close(self, optimizer: Optimizer, trainer: Trainer) -> None:
-        """Divide the gradients of a full window by its number of items."""
+    def factor(self, trainer: Trainer) -> Tensor | float:
+        """Return what the gradients of a full window are to be multiplied by.
+
+        `close` does so, but only after the callbacks' own `on_before_optimizer_step`. All ranks
+        have to call it.
+        """
         batches = trainer.accumulate_grad_batches
         if batches == 1:
-            return
+            return 1.0
         total = trainer.strategy.reduce(self.window.clone(), reduce_op="sum")
-        factor = _UNIT * batches * trainer.world_size / total.clamp(min=_LEAST)
+        return _UNIT * batches * trainer.world_size / total.clamp(min=_LEAST)
+
+    def close(self, optimizer: Optimizer, trainer: Trainer) -> None:
+        """Divide the gradients of a full window by its number of items."""
+        if trainer.accumulate_grad_batches == 1:
+            return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        torch._foreach_mul_(gradients, factor)
+        torch._foreach_mul_(gradients, self.factor(trainer))
         self.window = torch.zeros_like(self.window)

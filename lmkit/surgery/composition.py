@@ -123,7 +123,7 @@ def _switch(layer: Any, weights: Mapping[str, float]) -> None:
     """Switch the adapters of one layer of peft; none of them loses its own scale."""
     active = list(weights)
     for name in _names(layer):
-        variant = getattr(layer, "lora_variant", {}).get(name)
+        variant: Any = getattr(layer, "lora_variant", {}).get(name)
         if hasattr(variant, "weight"):
             variant.weight = weights.get(name, 0.0)
             if variant.always and name not in weights:

@@ -41,10 +41,10 @@ class IA3:
         NothingMatchedError: when called, a target matches nothing; names what is near.
 
     Example:
-        >>> layer = nn.ModuleDict({"key": nn.Linear(4, 6), "fc2": nn.Linear(8, 4)})
+        >>> layer = nn.ModuleDict({"k_proj": nn.Linear(4, 6), "fc2": nn.Linear(8, 4)})
         >>> IA3(targets=["key"])(nn.ModuleList([layer]))
         >>> [(name, tuple(p.shape)) for name, p in layer.named_parameters() if p.requires_grad]
-        [('key.ia3_l.default', (6, 1)), ('fc2.ia3_l.default', (1, 8))]
+        [('k_proj.ia3_l.default', (6, 1)), ('fc2.ia3_l.default', (1, 8))]
     """
 
     name: str = "default"

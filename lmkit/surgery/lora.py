@@ -65,10 +65,10 @@ class LoRA:
         NothingMatchedError: when called, a target matches nothing; names what is near.
 
     Example:
-        >>> network = nn.ModuleList([nn.ModuleDict({"query": nn.Linear(4, 4)})])
+        >>> network = nn.ModuleList([nn.ModuleDict({"q_proj": nn.Linear(4, 4)})])
         >>> LoRA(targets=["query"], rank=2)(network)
         >>> [(name, tuple(p.shape)) for name, p in network.named_parameters() if p.requires_grad]
-        [('0.query.lora_A.default.weight', (2, 4)), ('0.query.lora_B.default.weight', (4, 2))]
+        [('0.q_proj.lora_A.default.weight', (2, 4)), ('0.q_proj.lora_B.default.weight', (4, 2))]
     """
 
     name: str = "default"
@@ -143,12 +143,14 @@ class LoRA:
     def _config(self) -> Any:
         from peft import AdaLoraConfig, LoraConfig
 
-        common = {"lora_alpha": self.alpha, "lora_dropout": self.dropout, "bias": "none"}
+        common: dict[str, Any] = {
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "bias": "none",
+        }
         if self.variant == "adalora":
             # The schedule is not peft's here, but it asks for one.
-            return AdaLoraConfig(
-                init_r=self.ranks, target_r=self.rank, total_step=1, **common
-            )
+            return AdaLoraConfig(init_r=self.ranks, target_r=self.rank, total_step=1, **common)
         return LoraConfig(
             r=self.rank,
             use_rslora=self.variant == "rslora",
@@ -166,8 +168,8 @@ class LoRA:
             weight: Any = bare_layer(layer).weight
             if len(shared := users[id(weight)]) > 1:
                 raise ValueError(
-                    f"{self.variant} takes a part out of a layer's weight, and {' and '.join(shared)}"
-                    " are one weight; take variant='lora'"
+                    f"{self.variant} takes a part out of a layer's weight, and "
+                    f"{' and '.join(shared)} are one weight; take variant='lora'"
                 )
             if not weight.is_floating_point() or self.rank > min(weight.shape):
                 raise ValueError(

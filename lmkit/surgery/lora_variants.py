@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,36 @@ from transformers.pytorch_utils import Conv1D
 
 from .injection import bare_layer
 
-__all__ = ["FromBase", "Magnitude", "Start", "take_from_base"]
+__all__ = ["FromBase", "Magnitude", "Start", "Triplet", "take_from_base", "triplets"]
+
+
+class Triplet(NamedTuple):
+    r"""The weights of one AdaLoRA layer, $P \Lambda Q$.
+
+    Attributes:
+        left: $P$, `[out, r]`.
+        values: the diagonal of $\Lambda$, `[r, 1]`.
+        right: $Q$, `[r, in]`.
+    """
+
+    left: nn.Parameter
+    values: nn.Parameter
+    right: nn.Parameter
+
+
+def triplets(network: nn.Module, name: str) -> dict[str, Triplet]:
+    """Return the weights of an AdaLoRA adapter by the names of its layers.
+
+    Example:
+        >>> triplets(nn.Linear(2, 2), "default")
+        {}
+    """
+    layers: dict[str, Any] = dict(network.named_modules())
+    return {
+        path: Triplet(layer.lora_B[name], layer.lora_E[name], layer.lora_A[name])
+        for path, layer in layers.items()
+        if name in getattr(layer, "lora_E", ())
+    }
 
 
 class Magnitude:
@@ -114,7 +143,8 @@ def take_from_base(layer: Any, name: str, kind: str) -> None:
     """
     base: Any = bare_layer(layer)
     turned = isinstance(base, Conv1D)
-    weight = base.weight.detach().float()
+    weight = base.weight.detach()
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     weight = weight.T if turned else weight
     rank, scale = layer.r[name], layer.scaling[name]
     if kind == "pissa":
@@ -132,4 +162,5 @@ def take_from_base(layer: Any, name: str, kind: str) -> None:
     if not hasattr(layer, "starts"):
         layer.starts = nn.ModuleDict()
     layer.starts[name] = Start(own_down.detach().clone(), own_up.detach().clone())
+    layer.starts.train(layer.training)
     layer.lora_variant[name] = FromBase()
