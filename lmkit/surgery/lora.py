@@ -138,6 +138,9 @@ class LoRA:
                 take_from_base(layer, self.name, self.variant)
             elif self.variant == "dora":
                 layer.lora_variant[self.name] = Magnitude()
+            elif self.variant == "adalora":
+                # Peft makes this constant anew, and trainable, where the base is no float32.
+                layer.ranknum[self.name].requires_grad_(False)
         use_adapters(network, {**active, self.name: 1.0})
 
     def _config(self) -> Any:
