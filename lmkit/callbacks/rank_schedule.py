@@ -74,7 +74,7 @@ class RankSchedule:
         self._averages: dict[str, Tensor] = {}
         self._loaded: dict[str, Tensor] = {}
         self._importance: Tensor | None = None
-        self._kept: list[Tensor] | None = None
+        self._settled: list[Tensor] | None = None
 
     @property
     def initial(self) -> int:
@@ -97,7 +97,7 @@ class RankSchedule:
             ValueError: the state that was loaded is of other matrices.
         """
         self._matrices = list(triplets(network, self.surgery.name).values())
-        self._total, self._importance, self._kept = total, None, None
+        self._total, self._importance, self._settled = total, None, None
         weights = [p for matrix in self._matrices for p in matrix]
         like = weights[0].detach().new_zeros(sum(p.numel() for p in weights), dtype=torch.float32)
         loaded, self._loaded = self._loaded, {}
@@ -139,16 +139,16 @@ class RankSchedule:
         importance, self._importance = self._importance, None
         warmup = int(self.warmup * self._total)
         settled = int(self.settling * self._total)
-        if step < self._total - settled:
-            self._kept = None
+        settling = step >= self._total - settled
+        if not settling:
             self._smooth(importance)
             if step <= warmup or step % self.interval:
                 return None
-        ends = self._total, warmup, settled
-        budget = rank_budget(step, *ends, self.initial, self.target)
-        if self._kept is None:
-            self._kept = kept_ranks(self.scores(), budget)
-        for matrix, kept in zip(self._matrices, self._kept, strict=True):
+        budget = rank_budget(step, self._total, warmup, settled, self.initial, self.target)
+        # In the settling the averages stay, and so does what they choose.
+        chosen = self._settled or kept_ranks(self.scores(), budget)
+        self._settled = chosen if settling else None
+        for matrix, kept in zip(self._matrices, chosen, strict=True):
             matrix.values.masked_fill_(~kept[:, None], 0.0)
         return budget
 
