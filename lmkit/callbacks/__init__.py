@@ -1,13 +1,19 @@
 """Callbacks: one file per technique."""
 
+from .adapter import AdapterCallback
+from .adapter_fusion import AdapterFusionCallback
 from .bitfit import BitFitCallback
 from .checkpoint import CheckpointCallback
 from .efficiency import EfficiencyCallback
 from .export import ExportCallback
 from .figures import FiguresCallback
 from .gradual_unfreezing import GradualUnfreezingCallback
+from .ia3 import IA3Callback
+from .lora import LoRACallback
 from .loss_plot import LossPlotCallback
 from .predictions import PredictionsCallback
+from .prefix_tuning import PrefixTuningCallback
+from .prompt_tuning import PromptTuningCallback
 from .provenance import ProvenanceCallback
 from .samples import SamplesCallback
 from .selective_tuning import SelectiveTuningCallback
@@ -15,14 +21,20 @@ from .surgery import SurgeryCallback
 from .trainable_only import TrainableOnlyCheckpoint
 
 __all__ = [
+    "AdapterCallback",
+    "AdapterFusionCallback",
     "BitFitCallback",
     "CheckpointCallback",
     "EfficiencyCallback",
     "ExportCallback",
     "FiguresCallback",
     "GradualUnfreezingCallback",
+    "IA3Callback",
+    "LoRACallback",
     "LossPlotCallback",
     "PredictionsCallback",
+    "PrefixTuningCallback",
+    "PromptTuningCallback",
     "ProvenanceCallback",
     "SamplesCallback",
     "SelectiveTuningCallback",
