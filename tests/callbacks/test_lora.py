@@ -132,47 +132,7 @@ def test_the_ranks_come_down_to_the_target_and_are_logged(tmp_path: Path) -> Non
     assert any(r.get("lora/trainable_parameters") for r in rows)
 
 
-def test_the_schedule_chooses_what_peft_chooses() -> None:
-    from peft import AdaLoraConfig
-    from peft.tuners.adalora.layer import RankAllocator
-
-    callback = ada(targets=["all"], rank_warmup=0.1, rank_settling=0.25, rank_interval=2)
-    ours, theirs = (BY_NAME["masked_lm"].make_module(config={"vocab_size": 99}) for _ in range(2))
-    for module in (ours, theirs):
-        torch.manual_seed(3)
-        module.operate(callback.surgery)
-    schedule, total = callback.schedule, 20
-    assert schedule is not None
-    config = AdaLoraConfig(
-        init_r=4, target_r=2, tinit=2, tfinal=5, deltaT=2, total_step=total, beta1=0.85, beta2=0.85
-    )
-    allocator = RankAllocator(theirs.network, config, "default")
-    schedule.start(ours.network, total)
-    pattern: Any = None
-    generator = torch.Generator().manual_seed(1)
-    for step in range(1, total + 1):
-        pairs = zip(ours.network.parameters(), theirs.network.parameters(), strict=True)
-        for one, other in ((a, b) for a, b in pairs if a.requires_grad):
-            noise, grad = (torch.randn(one.shape, generator=generator) for _ in range(2))
-            for parameter in (one, other):
-                parameter.data.add_(noise)
-                parameter.grad = grad.clone()
-        schedule.observe(1.0)
-        schedule.act(step)
-        # At T - t_f peft has to be told to choose for the last time.
-        if step <= total - 5:
-            last = step == total - 5
-            _, found = allocator.update_and_allocate(theirs.network, step, force_mask=last)
-            pattern = found or pattern
-        else:
-            allocator.mask_using_rank_pattern(theirs.network, pattern)
-        first, second = (triplets(m.network, "default") for m in (ours, theirs))
-        for layer in first:
-            assert torch.equal(first[layer].values, second[layer].values), (step, layer)
-    assert sum(ranks(ours)) == 2 * len(ranks(ours))
-
-
-@pytest.mark.parametrize("place", [1, 2, 3, 5, 6, 11, 12])
+@pytest.mark.parametrize("place", [1, 3, 6, 11])
 def test_resumed_is_uninterrupted_in_every_phase_of_the_ranks(place: int, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"accumulate_grad_batches": 2, "max_steps": 8}
     settings["data"] = {"batch_size": 4}
@@ -195,14 +155,16 @@ def run(folder: Path, devices: int, accumulate: int, callback: LoRACallback) -> 
     return test_ddp.run(case, folder, devices, accumulate)[0]
 
 
-@pytest.mark.parametrize(("devices", "accumulate"), [(1, 4), (2, 1), (2, 2)])
-@pytest.mark.parametrize("variant", ["dora", "adalora"])
+@pytest.mark.parametrize(
+    ("variant", "devices", "accumulate"),
+    [("dora", 2, 1), ("pissa", 2, 1), ("adalora", 1, 4), ("adalora", 2, 1), ("adalora", 2, 2)],
+)
 @pytest.mark.skipif(sys.platform != "linux", reason="forks with gloo")
 def test_small_batches_and_ranks_are_one_large_batch(
     variant: Any, devices: int, accumulate: int, tmp_path: Path
 ) -> None:
     def callback() -> LoRACallback:
-        if variant == "dora":
+        if variant != "adalora":
             return LoRACallback(variant=variant, rank=2, targets=["all"])
         return ada(rank_warmup=0.25, rank_settling=0.25, orthogonality=0.5)
 
@@ -268,16 +230,6 @@ def test_a_run_that_is_cut_short_or_has_no_end_is_said(tmp_path: Path) -> None:
             max_epochs=-1,
             module={"schedule": "constant"},
         )
-
-
-def test_a_state_of_other_matrices_is_refused() -> None:
-    module = BY_NAME["masked_lm"].make_module(config={"vocab_size": 99})
-    callback = ada()
-    module.operate(callback.surgery)
-    assert callback.schedule is not None
-    callback.load_state_dict({key: torch.zeros(3) for key in ("sensitivity", "uncertainty")})
-    with pytest.raises(ValueError, match="is of 3 weights, and the adapter 'default' has 528"):
-        callback.schedule.start(module.network, 10)
 
 
 def test_the_arguments_are_those_of_the_surgery() -> None:
