@@ -183,7 +183,7 @@ def test_the_penalty_is_added_to_a_mean_over_items_if_there_are_any(items: float
     with torch.autocast("cpu", torch.bfloat16):
         output = penalty(objective, {})
     expected = 1.5 + (0.3 * float(np.mean(gaps)) if items else 0.0)
-    assert float(output.loss) == pytest.approx(expected, abs=1e-6)
+    assert output.loss.item() == pytest.approx(expected, abs=1e-6)
     assert set(output.logs) == {"own", "lora/orthogonality"} and output.items == items
     output.loss.backward()
     for left, values, right in triplets(network, "default").values():
