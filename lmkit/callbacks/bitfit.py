@@ -34,4 +34,4 @@ class BitFitCallback(SurgeryCallback):
     word = "bitfit"
 
     def __init__(self, patterns: Sequence[str] | None = None, head: bool = True) -> None:
-        super().__init__(Selection(patterns=tuple(patterns or ()), biases=True, head=head))
+        super().__init__(Selection(patterns or (), biases=True, head=head))

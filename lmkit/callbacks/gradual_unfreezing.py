@@ -33,8 +33,12 @@ class GradualUnfreezingCallback(Callback):
         interval: $I$, in optimizer steps (int) or as a share of the run (float below 1); `None`
             never lets another layer learn.
 
+    With a callback that trains a part of the network (LoRA, adapters, biases, chosen layers) that
+    part joins from the top downwards, and what is frozen stays so.
+
     Raises:
-        ValueError: a number lies outside its range; in a fit, the network has no layers.
+        ValueError: a number lies outside its range; in a fit, the network has no layers, or nothing
+            is trainable in the `layers` that begin.
 
     Example:
         >>> callback = GradualUnfreezingCallback(layers=1, interval=10)
@@ -86,12 +90,20 @@ class GradualUnfreezingCallback(Callback):
             self._steps = None
         else:
             self._steps = max(1, warmup_steps(self.interval, planned_steps(trainer) or 0))
-            last = (self._top - self.layers) * self._steps
+            deepest = min((depth for _, depth in self._depths), default=0)
+            last = (self._top - self.layers - deepest) * self._steps
             if (total := planned_steps(trainer)) is not None and last > total:
                 rank_zero_warn(
-                    f"the run has {total} steps, and the embeddings would begin to learn at step "
-                    f"{last}: the lowest layers stay frozen"
+                    f"the run has {total} steps, and the lowest weights would begin to learn at "
+                    f"step {last}: the lowest layers stay frozen"
                 )
+        highest = max((depth for _, depth in self._depths), default=0)
+        if highest < self.lowest(trainer.global_step, self._top, self._steps):
+            raise ValueError(
+                f"with layers={self.layers} nothing would learn at first: above layer {highest} "
+                "everything is frozen by another technique; give "
+                f"layers={self._top - highest} or more"
+            )
         self._lowest = -1
         self._settle(trainer, pl_module)
 

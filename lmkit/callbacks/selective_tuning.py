@@ -42,10 +42,9 @@ class SelectiveTuningCallback(SurgeryCallback):
         embeddings: bool = False,
         head: bool = True,
     ) -> None:
-        if layers < 0:
-            raise ValueError(f"layers must be at least 0, got {layers}")
+        choices = Selection(patterns or (), layers, norms, embeddings, head=head)
         if not (patterns or layers or norms or embeddings):
             raise ValueError(
                 "SelectiveTuningCallback needs a choice: patterns, layers, norms or embeddings"
             )
-        super().__init__(Selection(tuple(patterns or ()), layers, norms, embeddings, head=head))
+        super().__init__(choices)

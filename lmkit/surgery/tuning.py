@@ -9,10 +9,10 @@ from torch import nn
 
 from .sites import base_name
 
-__all__ = ["freeze_base", "head_parameters", "is_tuned_in_part", "thaw"]
+__all__ = ["freeze_base", "head_parameters", "is_tuned_in_part", "thaw", "trainable_at_first"]
 
-# Set on a network whose base was frozen, so that a second technique does not freeze what the first
-# one has chosen to train.
+# Set on a network whose base was frozen: what could be trained before. A second technique does not
+# freeze what the first one has chosen to train.
 _MARK = "_tuned_in_part"
 
 
@@ -30,17 +30,39 @@ def freeze_base(network: nn.Module, head: bool = True) -> None:
         False
     """
     if not is_tuned_in_part(network):
-        for parameter in network.parameters():
-            parameter.requires_grad_(False)
-        setattr(network, _MARK, True)
+        weights = network.named_parameters(remove_duplicate=False)
+        before = {base_name(name) for name, p in weights if p.requires_grad}
+        network.requires_grad_(False)
+        setattr(network, _MARK, before)
     if head:
-        for parameter in head_parameters(network).values():
-            parameter.requires_grad_(True)
+        known = trainable_at_first(network)
+        for name in head_parameters(network).keys() & known.keys():
+            known[name].requires_grad_(True)
 
 
 def is_tuned_in_part(network: nn.Module) -> bool:
     """Whether `freeze_base` has frozen the network."""
-    return bool(getattr(network, _MARK, False))
+    return hasattr(network, _MARK)
+
+
+def trainable_at_first(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights that were trainable before `freeze_base`, by the names they have now.
+
+    What an architecture, or somebody else, had frozen before is not among them, nor what a surgery
+    has added since.
+
+    Example:
+        >>> network = nn.Linear(2, 2)
+        >>> freeze_base(network)
+        >>> list(trainable_at_first(network))
+        ['weight', 'bias']
+    """
+    before: set[str] | None = getattr(network, _MARK, None)
+    return {
+        name: parameter
+        for name, parameter in network.named_parameters()
+        if (parameter.requires_grad if before is None else base_name(name) in before)
+    }
 
 
 def head_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
