@@ -20,11 +20,14 @@ class TrainableOnlyCheckpoint(Callback):
     base: megabytes instead of gigabytes under LoRA. Whatever writes checkpoints writes them so:
     `CheckpointCallback`, Lightning's own, `trainer.save_checkpoint`. Loading builds the base anew
     from its name or folder, refuses one with another hash, and refuses a checkpoint that lacks
-    anything but just the frozen weights. So a folder that the model was loaded from must stay where
-    it is; a checkpoint to be given away is an export.
+    anything but just what it says it leaves out. Of a base that was moved, give the new place:
+    `load_from_checkpoint(path, model=...)`, or the module of a fit that goes on; a checkpoint to be
+    given away is an export.
 
-    Where nothing is frozen, or the network was made from scratch and no base could give the frozen
-    weights back, the checkpoints are whole, and a warning says so.
+    Only what can be had again is left out: a frozen weight that differs from the base, because the
+    network was tuned as a whole before, is kept, and so is one that an optimizer holds
+    (`GradualUnfreezingCallback`). Where nothing is left out, as of a network from scratch, a
+    warning says why.
 
     Raises:
         TypeError: in `setup`, the module is not lmkit's.
@@ -47,18 +50,26 @@ class TrainableOnlyCheckpoint(Callback):
         module = cast(LMModule, pl_module)
         missing, state = left_out(module), module.state_dict()
         if missing:
-            bytes_left = sum(state[key].nbytes for key in missing)
+            # Tied weights have several names, and stand in a file once.
+            sizes = {state[key].data_ptr(): state[key].nbytes for key in missing}
             rank_zero_info(
                 f"checkpoints leave out {len(missing)} frozen weights "
-                f"({bytes_left / 2**20:,.1f} MiB) of the base {module.base['name']!r}"
+                f"({sum(sizes.values()) / 2**20:,.1f} MiB) of the base {module.base['name']!r}"
             )
-        elif "fingerprint" not in module.base:
-            rank_zero_warn(
-                "TrainableOnlyCheckpoint: the network was made from scratch, so the checkpoints "
-                "have to hold its frozen weights as well"
+            return
+        if "fingerprint" not in module.base:
+            why = (
+                "the network was made from scratch, so the checkpoints have to hold its frozen "
+                "weights as well"
+            )
+        elif all(p.requires_grad for p in module.network.parameters()):
+            why = (
+                "nothing is frozen, so the checkpoints hold all weights; add e.g. LoRACallback or "
+                "BitFitCallback"
             )
         else:
-            rank_zero_warn(
-                "TrainableOnlyCheckpoint: nothing is frozen, so the checkpoints hold all weights; "
-                "add e.g. LoRACallback or BitFitCallback before it"
+            why = (
+                f"no frozen weight is as in the base {module.base['name']!r}, so the checkpoints "
+                "have to hold them as well; if it was tuned before, start from an export of it"
             )
+        rank_zero_warn(f"TrainableOnlyCheckpoint: {why}")

@@ -14,7 +14,7 @@ from ..surgery.tuning import thaw
 from ..tokenization import tokenizer_from_files, tokenizer_to_files
 from .checkpoint_io import read_checkpoint
 from .checks import check_same, check_tokenizer
-from .frozen_base import complete, leave_out, on_base_of
+from .frozen_base import complete, leave_out, on_base_of, take_head
 from .resume import pending_gradients, rewind_unfinished
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def read_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
     """
     saved = check_same(module, checkpoint)
     module.configure_model()
+    take_head(module, checkpoint)
     done = module.ledger
     if saved["ledger"][: len(done)] != done:
         raise ValueError(

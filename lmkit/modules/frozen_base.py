@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -29,6 +30,7 @@ __all__ = [
     "marks_kept",
     "name_base",
     "on_base_of",
+    "take_head",
 ]
 
 # Entries of a config that the data may decide.
@@ -97,10 +99,10 @@ def fingerprint(network: nn.Module, keys: Collection[str]) -> str:
 def decided_settings(datamodule: Any) -> dict[str, Any]:
     """Return the entries of a network's config that a data module decides, if it decides any.
 
-    Without a data module they are those of the checkpoint that is being loaded.
+    While a checkpoint that needs its base is being loaded, they are those of the checkpoint.
     """
-    decide = getattr(datamodule, "network_settings", None)
-    return dict(decide() if decide is not None else _saved_settings.get() or {})
+    decide = getattr(datamodule, "network_settings", dict)
+    return dict(_saved_settings.get() or decide())
 
 
 @contextmanager
@@ -136,6 +138,27 @@ def leave_out(module: LMModule, checkpoint: dict[str, Any]) -> None:
             kept = {k: v for k, v in checkpoint[part].items() if k not in missing}
             checkpoint[part] = kept
     checkpoint["lmkit"]["left_out"] = sorted(missing)
+
+
+def take_head(module: LMModule, checkpoint: Mapping[str, Any]) -> None:
+    """Build a network that is to be used, not fit, anew with the head of a small checkpoint.
+
+    Data to predict on do not say which classes there are, so it may have been built without.
+
+    Raises:
+        ValueError: data to evaluate on have other classes than the checkpoint.
+    """
+    saved, state = checkpoint["lmkit"], checkpoint["state_dict"]
+    own = module.state_dict().items()
+    is_other = any(name in state and state[name].shape != tensor.shape for name, tensor in own)
+    used = module._trainer is not None and module.trainer.state.fn != TrainerFn.FITTING
+    if not (saved.get("left_out") and is_other and used):
+        return
+    with on_base_of(saved, module.hparams["model"], module.trainer.ckpt_path):
+        del module.network
+        module._ledger.clear()
+        module.configure_model()
+    module.setup(str(module.trainer.state.fn))
 
 
 def complete(module: LMModule, checkpoint: dict[str, Any]) -> None:
