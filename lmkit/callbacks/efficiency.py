@@ -1,20 +1,24 @@
-"""What a run costs: real tokens per second, padding, waiting, seconds per step, memory, MFU."""
+"""What a run costs: real tokens per second, waiting, memory, MFU, and what it saves by freezing."""
 
 from __future__ import annotations
 
 import resource
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..dashboard import log_stride
+from ..surgery.tuning import is_tuned_in_part, trainable_at_first
 from .utilization import attended_context, flops_per_second, peak_flops
 
-__all__ = ["EfficiencyCallback", "count_parameters", "count_tokens"]
+__all__ = ["EfficiencyCallback", "count_parameters", "count_tokens", "optimizer_bytes"]
 
 
 class EfficiencyCallback(Callback):
@@ -33,7 +37,18 @@ class EfficiencyCallback(Callback):
       for half a second. Not logged for encoder-decoders and unknown devices.
     - `efficiency/peak_memory_mib`: the most memory so far, in MiB: of the accelerator, or of the
       process if there is none.
-    - `efficiency/parameters`, `efficiency/trainable_parameters`: counts, logged once.
+    - `efficiency/parameters`, `efficiency/trainable_parameters`: counts, taken once, and
+      `efficiency/trainable_share`, in `[0, 1]`.
+    - `efficiency/optimizer_mib`: what the optimizer keeps of the weights, in MiB on rank 0; counted
+      when it first keeps something, and again when it does of more weights.
+    - `efficiency/checkpoint_mib`: the size of the newest checkpoint file, in MiB, once there is
+      one; looked up on rank 0 when figures are logged, and at the end of the fit.
+
+    Where a technique trains a part of a network (LoRA, adapters, biases ...), also what these are
+    of the same with all weights trained, which need not be run to be known:
+
+    - `efficiency/optimizer_share`: of an optimizer with as many bytes for each weight.
+    - `efficiency/checkpoint_share`: of a checkpoint with all weights and that optimizer.
 
     Tokens are added up on the device and read when they are logged, so that a step never waits.
 
@@ -50,11 +65,20 @@ class EfficiencyCallback(Callback):
         self._began = self._ended = 0.0
         self._paused = self._waited = 0.0
         self._logged_parameters = False
+        self._kept = 0
+        self._written: tuple[Path, float] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the first window."""
         self._logged_parameters = False
+        self._kept, self._written = 0, None
         self._begin(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the size of the last checkpoint, if there is one."""
+        if figures := self._tuning(trainer, pl_module):
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, step=trainer.global_step)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -100,8 +124,31 @@ class EfficiencyCallback(Callback):
             total, trainable = count_parameters(module)
             figures["efficiency/parameters"] = float(total)
             figures["efficiency/trainable_parameters"] = float(trainable)
+            figures["efficiency/trainable_share"] = trainable / max(1, total)
             self._logged_parameters = True
-        module.log_dict(figures, on_step=True)
+        module.log_dict(figures | self._tuning(trainer, module), on_step=True)
+
+    def _tuning(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
+        """Return sizes of optimizer and checkpoint, if they are new, and shares of full tuning."""
+        figures: dict[str, float] = {}
+        kept = sum(len(optimizer.state) for optimizer in trainer.optimizers)
+        own, full = 0, 0.0
+        written = _newest_checkpoint(trainer)
+        if kept != self._kept or written not in (None, self._written):
+            own, full = optimizer_bytes(module, trainer.optimizers)
+        if kept != self._kept:
+            self._kept = kept
+            figures["efficiency/optimizer_mib"] = own / 2**20
+            if full:
+                figures["efficiency/optimizer_share"] = own / full
+        if written is not None and written != self._written:
+            self._written = written
+            size = written[0].stat().st_size
+            figures["efficiency/checkpoint_mib"] = size / 2**20
+            if full:
+                weights = sum(p.nbytes for p in _with_full_tuning(module).values())
+                figures["efficiency/checkpoint_share"] = size / (weights + full)
+        return figures
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -163,6 +210,64 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
         sum(p.numel() for p in parameters),
         sum(p.numel() for p in parameters if p.requires_grad),
     )
+
+
+def optimizer_bytes(module: nn.Module, optimizers: Sequence[Optimizer]) -> tuple[int, float]:
+    """Return the bytes that optimizers keep, and those they would keep with all weights trained.
+
+    Args:
+        module: with a network that was frozen in part.
+        optimizers: after a step.
+
+    Returns:
+        The bytes of all tensors of their states; and as many for each weight of full tuning as the
+        trained ones have, 0 if nothing tells: nothing is frozen by a technique, or the states have
+        other sizes than the weights.
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> optimizer = torch.optim.Adam(layer.parameters())
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> optimizer_bytes(layer, [optimizer])  # two moments of 9 weights, two counts of steps
+        (80, 0.0)
+    """
+    states = [item for optimizer in optimizers for item in optimizer.state.items()]
+    own, alike, trained = 0, 0, 0
+    for parameter, state in states:
+        tensors = [value for value in state.values() if isinstance(value, Tensor)]
+        own += sum(tensor.nbytes for tensor in tensors)
+        alike += sum(t.nbytes for t in tensors if t.numel() == parameter.numel() and t.dim())
+        trained += parameter.numel()
+    if not alike or not any(is_tuned_in_part(part) for part in module.modules()):
+        return own, 0.0
+    weights = sum(parameter.numel() for parameter in _with_full_tuning(module).values())
+    return own, alike / trained * weights
+
+
+def _with_full_tuning(module: nn.Module) -> dict[int, nn.Parameter]:
+    """Return what would be trained if no technique had frozen anything, by identity."""
+    parts = [part for part in module.modules() if is_tuned_in_part(part)]
+    inside = {id(p) for part in parts for p in part.parameters()}
+    chosen = {id(p): p for part in parts for p in trainable_at_first(part).values()}
+    outside = {id(p): p for p in module.parameters() if p.requires_grad and id(p) not in inside}
+    return chosen | outside
+
+
+def _newest_checkpoint(trainer: Trainer) -> tuple[Path, float] | None:
+    """Return path and time of the newest file that a callback has written, `None` if there is none.
+
+    Nothing is written to know it, and only the folder is asked.
+    """
+    named = {
+        Path(path)
+        for callback in trainer.checkpoint_callbacks
+        for name in ("last_model_path", "best_model_path")
+        # Rank 0 removes files that another one might be looking at.
+        if (path := getattr(callback, name, "")) and trainer.is_global_zero
+    }
+    found = [(path, path.stat().st_mtime) for path in named if path.is_file()]
+    return max(found, key=lambda item: item[1], default=None)
 
 
 def _peak_memory(device: torch.device) -> float:
