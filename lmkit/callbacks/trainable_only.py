@@ -37,13 +37,15 @@ class TrainableOnlyCheckpoint(Callback):
         >>> callbacks = [BitFitCallback(), TrainableOnlyCheckpoint()]
     """
 
+    #: What a module goes by, for the fits of a Trainer with this callback and for no others.
+    leaves_out = True
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell the module."""
+        """Check that the module can leave weights out."""
         if not isinstance(pl_module, LMModule):
             raise TypeError(
                 f"TrainableOnlyCheckpoint needs a module of lmkit, got {type(pl_module).__name__}"
             )
-        pl_module.trainable_only = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what the checkpoints will hold."""

@@ -20,7 +20,7 @@ from ..types import Batch, Objective, ObjectiveWrapper, StepOutput, Surgery
 from .checkpoint import read_entry, standalone, write_entry
 from .checkpoint_io import write_atomically
 from .checks import LossGuard, check_plain, check_state, check_tokenizer, warn_of_script
-from .frozen_base import decided_settings, describe_base, marks_kept, name_base
+from .frozen_base import decided_settings, describe_base, leaves_out, marks_kept, name_base
 from .item_mean import ItemMean
 from .network import build_network, check_fit
 from .optimizer import check_groups, clip_gradients, optimizer_and_schedule
@@ -184,6 +184,7 @@ class LMModule(LightningModule):
         if stage == "fit":
             # A module that was loaded to be used is in eval mode, and Lightning would keep it so.
             self.train()
+            self.trainable_only = leaves_out(self.trainer)
         write_atomically(self.trainer.strategy)
 
     def on_fit_start(self) -> None:

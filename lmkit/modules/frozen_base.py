@@ -26,6 +26,7 @@ __all__ = [
     "describe_base",
     "fingerprint",
     "leave_out",
+    "leaves_out",
     "left_out",
     "marks_kept",
     "name_base",
@@ -114,6 +115,11 @@ def marks_kept(module: LMModule) -> Iterator[None]:
     now = module.network.named_parameters(remove_duplicate=False) if marks else ()
     again = {base_name(name): _mark(p) for name, p in now if base_name(name) in same}
     module.base = module.base | ({"weights": marks | again} if marks else {})
+
+
+def leaves_out(trainer: Any) -> bool:
+    """Whether a callback of a Trainer asks for checkpoints without frozen weights."""
+    return any(getattr(callback, "leaves_out", False) for callback in trainer.callbacks)
 
 
 def left_out(module: LMModule) -> set[str]:

@@ -160,6 +160,22 @@ def test_best_and_last_are_small_and_a_new_process_goes_on_from_the_last(tmp_pat
     assert all(torch.equal(t, weights(resumed)[n]) for n, t in weights(whole).items())
 
 
+def test_a_later_fit_without_the_callback_saves_all(tmp_path: Path) -> None:
+    module, _ = fit(tmp_path, BitFitCallback(), TrainableOnlyCheckpoint(), max_steps=1)
+    _, trainer = fit(tmp_path, module=module, max_steps=1)
+    trainer.save_checkpoint(tmp_path / "whole.ckpt")
+    there = torch.load(tmp_path / "whole.ckpt", weights_only=True)["state_dict"]
+    assert set(there) == set(module.state_dict())
+
+
+def test_weights_in_half_precision_are_kept_for_no_base_has_them(tmp_path: Path) -> None:
+    callbacks = BitFitCallback(), TrainableOnlyCheckpoint()
+    module, trainer = fit(tmp_path, *callbacks, max_steps=2, precision="bf16-true")
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    loaded = weights(lmkit.load(tmp_path / "half.ckpt"))
+    assert all(torch.equal(t.float(), loaded[n].float()) for n, t in weights(module).items())
+
+
 def test_a_module_of_its_own_is_validated_from_it(tmp_path: Path) -> None:
     module, trainer = fit(tmp_path, BitFitCallback(), TrainableOnlyCheckpoint())
     trainer.save_checkpoint(tmp_path / "small.ckpt")

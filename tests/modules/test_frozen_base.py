@@ -11,10 +11,16 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 import lmkit
-from lmkit.callbacks import BitFitCallback, GradualUnfreezingCallback, TrainableOnlyCheckpoint
+from lmkit.callbacks import (
+    BitFitCallback,
+    GradualUnfreezingCallback,
+    SurgeryCallback,
+    TrainableOnlyCheckpoint,
+)
 from lmkit.modules import LMModule, Seq2SeqModule
 from lmkit.modules import SequenceClassificationModule as Classifier
 from lmkit.modules.frozen_base import decided_settings, describe_base, fingerprint, left_out
+from lmkit.surgery.lora import LoRA
 from lmkit.surgery.selection import Selection
 from tests import task_files, tiny
 from tests.callbacks.tuned import SaveAt, fit, learns, logits, make_data, make_module, save_encoder
@@ -65,6 +71,19 @@ def test_what_is_frozen_but_differs_from_the_base_is_kept(tmp_path: Path) -> Non
         loaded = lmkit.load(path)
         assert all(torch.equal(t, weights(loaded)[n]) for n, t in weights(module).items())
         assert not left_out(module)
+
+
+@pytest.mark.parametrize("variant", ["lora", "pissa", "olora"])
+def test_what_a_surgery_makes_of_the_base_is_made_again(variant: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    callback = SurgeryCallback(LoRA(rank=2, variant=variant))
+    module, trainer = fit(tmp_path, callback, TrainableOnlyCheckpoint(), max_steps=3)
+    trainer.save_checkpoint(tmp_path / "small.ckpt")
+    # The residual of the principal part is the same wherever the base is the same.
+    noted = torch.load(tmp_path / "small.ckpt", weights_only=True)["lmkit"]["left_out"]
+    assert any("query" in name for name in noted)
+    loaded = weights(lmkit.load(tmp_path / "small.ckpt"))
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in weights(module).items())
 
 
 def test_what_an_optimizer_holds_is_kept_even_while_it_is_frozen(tmp_path: Path) -> None:
