@@ -109,7 +109,7 @@ def _weights(part: Any) -> dict[str, float]:
 
 def _check(part: Any, weights: Mapping[str, float]) -> None:
     own = {name: weight for name, weight in weights.items() if name in _names(part)}
-    if _is_injected(part) and part.merged_adapters:
+    if getattr(part, "merged_adapters", None) or getattr(part, "folded", False):
         raise ValueError("the network is folded: unfold it before other adapters are used")
     whole = hasattr(part, "ia3_l")
     if wrong := {n: w for n, w in own.items() if whole and w not in (0, 1)}:

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .composition import flags_kept
 
-__all__ = ["bare_layer", "inject", "origins", "place", "require_peft"]
+__all__ = ["bare_layer", "forget_origins", "inject", "origins", "place", "require_peft"]
 
 # Set on a network: from which surgery each adapter of peft came, by kind and name.
 _ORIGINS = "_injected_adapters"
@@ -46,6 +46,12 @@ def origins(network: nn.Module, kind: type) -> dict[str, Any]:
     """Return the surgeries of a kind that have put adapters into a network, by name."""
     known = getattr(network, _ORIGINS, {})
     return {name: surgery for (word, name), surgery in known.items() if word == kind.__name__}
+
+
+def forget_origins(network: nn.Module) -> None:
+    """Forget all surgeries of a network whose adapters were taken out."""
+    if hasattr(network, _ORIGINS):
+        delattr(network, _ORIGINS)
 
 
 def inject(network: nn.Module, surgery: Any, config: Any, places: Sequence[str]) -> dict[str, Any]:

@@ -43,6 +43,8 @@ class Shifted(nn.Module):
         self.adapters = nn.ModuleDict()
         self.fusions: dict[str, tuple[str, ...]] = {}
         self.weights: dict[str, float] = {}
+        #: Whether the base's weights are the shifted ones, see `lmkit.surgery.folding`.
+        self.folded = False
 
     @property
     def adapter_names(self) -> tuple[str, ...]:
@@ -72,19 +74,20 @@ class Shifted(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Normalize `x` with the shifted weights."""
-        shifts = [
-            (weight / len(parts), self.adapters[part])
-            for name, weight in self.weights.items()
-            for parts in [self.fusions.get(name, (name,))]
-            for part in parts
-        ]
-        if not shifts:
+        if self.folded or not self.weights:
             return cast(Tensor, self.base_layer(x, *args, **kwargs))
+        return cast(Tensor, functional_call(self.base_layer, self.tensors(), (x, *args), kwargs))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Compute the shifted weights by name."""
         tensors: dict[str, Tensor] = dict(self.base_layer.named_parameters(recurse=False))
-        for share, module in shifts:
-            for name, delta in module.named_parameters():
-                tensors[name] = tensors[name] + (delta if share == 1 else share * delta)
-        return cast(Tensor, functional_call(self.base_layer, tensors, (x, *args), kwargs))
+        for name, weight in self.weights.items():
+            parts = self.fusions.get(name, (name,))
+            share = weight / len(parts)
+            for part in parts:
+                for word, delta in self.adapters[part].named_parameters():
+                    tensors[word] = tensors[word] + (delta if share == 1 else share * delta)
+        return tensors
 
 
 def shift(network: nn.Module, name: str) -> Shifted:

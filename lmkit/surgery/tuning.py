@@ -9,7 +9,14 @@ from torch import nn
 
 from .sites import base_name
 
-__all__ = ["freeze_base", "head_parameters", "is_tuned_in_part", "thaw", "trainable_at_first"]
+__all__ = [
+    "freeze_base",
+    "head_parameters",
+    "is_tuned_in_part",
+    "thaw",
+    "trainable_at_first",
+    "unfreeze_base",
+]
 
 # Set on a network whose base was frozen: what could be trained before. A second technique does not
 # freeze what the first one has chosen to train.
@@ -63,6 +70,25 @@ def trainable_at_first(network: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in network.named_parameters()
         if (parameter.requires_grad if before is None else base_name(name) in before)
     }
+
+
+def unfreeze_base(network: nn.Module) -> None:
+    """Undo `freeze_base`: what could be trained before it can be again.
+
+    Args:
+        network: changed in place; what was added to it must be taken out before.
+
+    Example:
+        >>> network = nn.Linear(2, 2)
+        >>> freeze_base(network)
+        >>> unfreeze_base(network)
+        >>> network.weight.requires_grad
+        True
+    """
+    for parameter in trainable_at_first(network).values():
+        parameter.requires_grad_(True)
+    if is_tuned_in_part(network):
+        delattr(network, _MARK)
 
 
 def head_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
