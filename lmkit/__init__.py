@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 from .__about__ import __version__
 
 if TYPE_CHECKING:
+    from . import adapters as adapters
     from .exporting import export as export
     from .launcher import tune_process as tune_process
     from .loading import load as load
     from .trainer import Trainer as Trainer
 
-__all__ = ["Trainer", "__version__", "export", "load", "tune_process"]
+__all__ = ["Trainer", "__version__", "adapters", "export", "load", "tune_process"]
 
 _HOMES = {
     "Trainer": "trainer",
@@ -23,6 +24,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     # PEP 562: `import lmkit` stays free of torch (over a second) until something needs it.
+    if name == "adapters":
+        return import_module(".adapters", __name__)
     if name in _HOMES:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module 'lmkit' has no attribute {name!r}")

@@ -121,6 +121,17 @@ def _export(words: list[str]) -> int:
         "--format", choices=("hf", "onnx"), default="hf", help="Hugging Face folder or ONNX"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is in DIR")
+    parser.add_argument(
+        "--merge", action="store_true", help="compute the active adapters into the base's weights"
+    )
+    parser.add_argument(
+        "--adapter",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="NAME",
+        help="write one adapter alone, for peft or lmkit; without NAME the only or active one",
+    )
     options = parser.parse_args(words[1:])
 
     def build() -> Callable[[], int]:
@@ -133,7 +144,8 @@ def _export(words: list[str]) -> int:
         from .exporting import export
 
         def run() -> int:
-            _out(f"{export(options.ckpt, options.output, options.format, options.overwrite)}\n")
+            how = options.format, options.overwrite, options.merge, options.adapter
+            _out(f"{export(options.ckpt, options.output, *how)}\n")
             return 0
 
         return run

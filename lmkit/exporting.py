@@ -1,42 +1,29 @@
-"""`lmkit.export`: a model to use without lmkit, as a Hugging Face folder or as ONNX."""
+"""`lmkit.export`: a model to use without lmkit, as a Hugging Face folder, an adapter or ONNX."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 import json
-import logging
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
 
-import torch
 from transformers import PreTrainedModel
-from transformers.utils.generic import ModelOutput
 
-from .loading import NOTE, load
-from .modules import (
-    LMModule,
-    MultipleChoiceModule,
-    QuestionAnsweringModule,
-    SequenceClassificationModule,
-)
+from .adapters import write_adapter
+from .adapters.stored import NOTE
+from .loading import load
+from .modules import LMModule
 from .modules.network import usable_positions
-from .modules.network_inputs import knows_types
-from .modules.sentence_objective import token_logits
+from .onnx_file import require_onnx, write_onnx
+from .surgery.composition import active_adapters, adapters_of
+from .surgery.folding import merge as merge_into_base
 
 __all__ = ["FORMATS", "export"]
 
 #: What a model can be exported as.
 FORMATS = ("hf", "onnx")
-
-# ONNX operators of this version are known to every runtime since ONNX Runtime 1.16.
-_OPSET = 18
 
 
 def export(
@@ -44,194 +31,113 @@ def export(
     output: str | os.PathLike[str],
     format: str = "hf",
     overwrite: bool = False,
+    merge: bool = False,
+    adapter: bool | str = False,
 ) -> Path:
     """Write a trained model for use.
 
     The folder appears whole or not at all. `"hf"` is a folder for plain `transformers`:
     `transformers.pipeline(task, model=output)` loads it. `"onnx"` holds `model.onnx` beside config
     and tokenizer, with free batch size and length, and its logits are compared with the network's
-    in ONNX Runtime before it is handed over.
+    in ONNX Runtime before it is handed over; adapters are part of it, merged or not.
 
     Args:
-        module: a module, or what `lmkit.load` takes.
+        module: a module, or what `lmkit.load` takes; it stays as it is.
         output: the folder to make.
         format: `"hf"` or `"onnx"` (needs the extra `onnx`).
         overwrite: replace a folder that is there already.
+        merge: compute the active adapters into the base's weights.
+        adapter: write one adapter and its head alone, for plain peft where that computes the same
+            and otherwise for `lmkit.adapters.add_adapter`: its name, or `True` for the only or only
+            active one.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: an unknown format, or a structure that `transformers` cannot express.
+        ValueError: an unknown format, options that exclude each other, or a structure that
+            `transformers` cannot express, such as that of adapters without `merge` or `adapter`.
         FileExistsError: the folder is there and not empty.
-        ImportError: the extra `onnx` is not installed.
+        ImportError: the extra `onnx` or `peft` is needed and not installed.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if adapter and (merge or format != "hf"):
+        other = "merge" if merge else f"format={format!r}"
+        raise ValueError(f"adapter writes one adapter alone and {other} a whole model: give one")
     target = Path(output)
     if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is there already; give another output or overwrite it")
     if format == "onnx":
-        _require_onnx()
+        require_onnx()
     if not isinstance(module, LMModule):
         module = load(module)
     module.configure_model()
-    network = _plain(module)
-    if format == "onnx" and network.config.is_encoder_decoder:
-        raise ValueError(
-            "format='onnx' is for encoders and decoders, and this is an encoder-decoder; export it "
-            "as 'hf'"
-        )
+    if not adapter:
+        network = _network(module, format, merge)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         folder = Path(scratch) / "export"
-        if format == "hf":
+        if adapter:
+            write_adapter(module, folder, None if adapter is True else adapter)
+        elif format == "hf":
             network.save_pretrained(folder)
         else:
             folder.mkdir()
             network.config.save_pretrained(folder)
-            _write_onnx(module, network, folder / "model.onnx")
-        if module.tokenizer is not None:
-            tokenizer = copy.deepcopy(module.tokenizer)
-            longest = usable_positions(network)
-            if longest is not None and tokenizer.model_max_length > longest:
-                # So that `truncation=True` cuts a text to what the network has positions for.
-                tokenizer.model_max_length = longest
-            tokenizer.save_pretrained(folder)
-        # What plain transformers does not ask for, and `lmkit.load` goes by.
-        settings = {k: v for k, v in module.hparams.items() if k not in ("model", "pretrained")}
-        said = {"module": type(module).__name__, "settings": settings}
-        (folder / NOTE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+            write_onnx(module, network, folder / "model.onnx")
+        _write_tokenizer(module, folder)
+        _write_note(module, folder)
         if target.exists():
             shutil.rmtree(target) if target.is_dir() else target.unlink()
         folder.replace(target)
     return target
 
 
-def _plain(module: LMModule) -> PreTrainedModel:
-    """Return the network as stock transformers knows it, on the CPU and in evaluation mode."""
-    expected = type(module.network)(copy.deepcopy(module.network.config)).state_dict()
-    if set(expected) != set(module.network.state_dict()):
+def _network(module: LMModule, format: str, merge: bool) -> PreTrainedModel:
+    """Return a copy of the network as it is to be written, on the CPU and in evaluation mode."""
+    if format == "onnx" and module.network.config.is_encoder_decoder:
+        raise ValueError(
+            "format='onnx' is for encoders and decoders, and this is an encoder-decoder; export it "
+            "as 'hf'"
+        )
+    names = adapters_of(module.network)
+    if names and format == "hf" and not merge:
+        active = ", ".join(active_adapters(module.network)) or "none"
+        raise ValueError(
+            f"the network has the adapters {', '.join(names)} (active: {active}), which plain "
+            "transformers does not know: merge=True (--merge) computes the active ones into the "
+            "base's weights, adapter=True (--adapter [NAME]) writes one of them alone"
+        )
+    network: PreTrainedModel = copy.deepcopy(module.network).cpu().eval()
+    if merge:
+        merge_into_base(network)
+    if names and not merge:
+        return network
+    expected = type(network)(copy.deepcopy(network.config)).state_dict()
+    if set(expected) != set(network.state_dict()):
         raise ValueError(
             "plain transformers cannot express this structure, which was changed by "
             f"{[spec['class_path'] for spec in module.ledger]}"
         )
-    network: PreTrainedModel = copy.deepcopy(module.network).cpu().eval()
     return network
 
 
-def _require_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError("ONNX needs the extra: pip install 'lmkit[onnx]'") from error
+def _write_tokenizer(module: LMModule, folder: Path) -> None:
+    if module.tokenizer is None:
+        return
+    tokenizer = copy.deepcopy(module.tokenizer)
+    longest = usable_positions(module.network)
+    if longest is not None and tokenizer.model_max_length > longest:
+        # So that `truncation=True` cuts a text to what the network has positions for.
+        tokenizer.model_max_length = longest
+    tokenizer.save_pretrained(folder)
 
 
-def _write_onnx(module: LMModule, network: PreTrainedModel, path: Path) -> None:
-    example = _example(module, network, rows=2, length=9)
-    names = list(example)
-    free = dict.fromkeys(range(example["input_ids"].dim()), torch.export.Dim.DYNAMIC)
-    outputs = _Outputs(network).train(False)
-    with _quiet():
-        torch.onnx.export(
-            outputs,
-            kwargs=example,
-            f=path,
-            input_names=names,
-            output_names=outputs.names(example),
-            dynamic_shapes=dict.fromkeys(names, free),
-            opset_version=_OPSET,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-    _compare(module, network, path)
-
-
-def _example(
-    module: LMModule, network: PreTrainedModel, rows: int, length: int
-) -> dict[str, torch.Tensor]:
-    """Make inputs as the network takes them, one row of them padded."""
-    shape = (rows, 3, length) if isinstance(module, MultipleChoiceModule) else (rows, length)
-    ids = torch.randint(network.config.vocab_size, shape)
-    mask = torch.ones_like(ids)
-    mask[0, ..., length - 4 :] = 0
-    example = {"input_ids": ids, "attention_mask": mask}
-    of_pairs = (SequenceClassificationModule, QuestionAnsweringModule, MultipleChoiceModule)
-    if isinstance(module, of_pairs) and knows_types(network):
-        types = torch.zeros_like(ids)
-        types[..., length // 2 :] = 1
-        example["token_type_ids"] = types * mask
-    return example
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    # The exporter reports at length on operators of torchvision and on its own deprecated parts.
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-class _Outputs(torch.nn.Module):
-    """Ids, mask and perhaps types in, logits out: no dictionary and no cache, unknown to ONNX."""
-
-    def __init__(self, network: PreTrainedModel) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        token_type_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        output = self._run(input_ids, attention_mask, token_type_ids)
-        if "start_logits" in output:
-            return output["start_logits"], output["end_logits"]
-        return token_logits(output)
-
-    def names(self, example: dict[str, torch.Tensor]) -> list[str]:
-        """Return the names of what `forward` returns."""
-        with torch.no_grad():
-            made = self(**example)
-        return ["start_logits", "end_logits"] if isinstance(made, tuple) else ["logits"]
-
-    def _run(
-        self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None
-    ) -> ModelOutput:
-        known = inspect.signature(self.network.forward).parameters
-        extra: dict[str, Any] = {"use_cache": False} if "use_cache" in known else {}
-        if types is not None:
-            extra["token_type_ids"] = types
-        return cast(ModelOutput, self.network(input_ids=ids, attention_mask=mask, **extra))
-
-
-def _compare(module: LMModule, network: PreTrainedModel, path: Path) -> None:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    example = _example(module, network, rows=3, length=14)
-    found = session.run(None, {name: ids.numpy() for name, ids in example.items()})
-    outputs = _Outputs(network).train(False)
-    with torch.no_grad():
-        made = outputs(**example)
-    real = example["attention_mask"].bool()
-    for theirs, ours in zip(found, made if isinstance(made, tuple) else (made,), strict=True):
-        gaps = (torch.from_numpy(theirs) - ours).abs()
-        # What a network says of padding depends on the kernel, and nobody looks at it.
-        per_token = gaps.shape[: real.dim()] == real.shape
-        gap = (gaps[real] if per_token else gaps).max().item()
-        if gap > 1e-4 * max(1.0, float(ours.abs().max())):
-            raise ValueError(
-                f"the ONNX model's logits differ from the network's by up to {gap:.2e}"
-            )
+def _write_note(module: LMModule, folder: Path) -> None:
+    """Note what plain transformers does not ask for, and `lmkit.load` goes by."""
+    note = folder / NOTE
+    known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    settings = {k: v for k, v in module.hparams.items() if k not in ("model", "pretrained")}
+    said = {"module": type(module).__name__, "settings": settings, **known}
+    note.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")

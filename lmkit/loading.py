@@ -12,6 +12,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from . import modules
+from .adapters.stored import NOTE, WEIGHTS
 from .modules import (
     CausalLMModule,
     LMModule,
@@ -25,10 +26,7 @@ from .modules import (
 )
 from .tokenization import load_tokenizer
 
-__all__ = ["NOTE", "load"]
-
-#: The file of an export that says which module it was, and with which settings it predicts.
-NOTE = "lmkit.json"
+__all__ = ["load"]
 
 # By the end of the architecture's name in a config.json.
 _HEADS: dict[str, type[LMModule]] = {
@@ -71,6 +69,11 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> LMModule:
     place = Path(path)
     if place.is_file() or place.suffix == ".ckpt":
         return LMModule.load_from_checkpoint(place, map_location=map_location).eval()
+    if (place / "adapter_config.json").is_file() or (place / WEIGHTS).is_file():
+        raise ValueError(
+            f"{place} holds an adapter and no base: load the base, and then "
+            "lmkit.adapters.add_adapter(module, folder, name, head=True)"
+        )
     if place.is_dir() and not (place / "config.json").is_file():
         raise ValueError(
             f"the folder {place} holds no config.json; give an exported folder, or a checkpoint "

@@ -23,9 +23,20 @@ LAYERS: dict[str, set[str]] = {
     "surgery": {"types", "functional"},
     "datamodules": {"types", "functional", "tokenization"},
     "modules": {"types", "figures", "functional", "surgery", "tokenization"},
-    "loading": {"types", "functional", "surgery", "tokenization", "modules"},
-    "exporting": {"types", "functional", "surgery", "tokenization", "modules", "loading"},
-    "callbacks": {"types", "functional", "surgery", "modules", "loading", "exporting", "dashboard"},
+    "adapters": {"types", "functional", "surgery", "tokenization", "modules"},
+    "onnx_file": {"modules"},
+    "loading": {"types", "functional", "surgery", "tokenization", "modules", "adapters"},
+    "exporting": {"surgery", "tokenization", "modules", "adapters", "loading", "onnx_file"},
+    "callbacks": {
+        "types",
+        "functional",
+        "surgery",
+        "modules",
+        "adapters",
+        "loading",
+        "exporting",
+        "dashboard",
+    },
 }
 
 #: Layers above all others: they may import anything, and only each other may import them.

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ..surgery import from_spec
+from ..surgery.composition import active_adapters, adapters_of, use_adapters
+from ..surgery.folding import is_folded
 from ..surgery.tuning import thaw
 from ..tokenization import tokenizer_from_files, tokenizer_to_files
 from .checkpoint_io import read_checkpoint
@@ -27,8 +29,11 @@ def write_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
     """Write the entry `lmkit` of a checkpoint: plain data and tensors only.
 
     It holds the class, the network's config, name and fingerprint of the base, the ledger, the
-    tokenizer's files, the seed, and the gradients of an accumulation window that is not full.
+    tokenizer's files, the seed, the gradients of an accumulation window that is not full, and
+    which adapters are active.
     """
+    if is_folded(module.network):
+        raise ValueError("the network is folded: unfold it before a checkpoint is written")
     trainer = module.trainer
     unfinished = rewind_unfinished(checkpoint, trainer.accumulate_grad_batches)
     gradients = {} if unfinished else pending_gradients(trainer, module)
@@ -42,6 +47,8 @@ def write_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
         "tokenizer": tokenizer_to_files(module.tokenizer) if module.tokenizer else None,
         "pending": {"seed": module.seed, "gradients": gradients, "window": window.cpu()},
     }
+    if adapters_of(module.network):
+        checkpoint["lmkit"]["adapters"] = active_adapters(module.network)
     if module.trainable_only:
         leave_out(module, checkpoint)
 
@@ -63,6 +70,8 @@ def read_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
         )
     for spec in saved["ledger"][len(done) :]:
         module.operate(from_spec(spec))
+    if "adapters" in saved:
+        use_adapters(module.network, saved["adapters"])
     if saved["tokenizer"]:
         tokenizer = tokenizer_from_files(saved["tokenizer"])
         check_tokenizer(tokenizer, module.tokenizer)

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .adapter_state import other_tensors
 from .prefix_tuning import Prefixes, PrefixTuning
 from .tuning import head_parameters
 
-__all__ = ["write_prefix_folder"]
+__all__ = ["task_of", "write_prefix_folder"]
 
 #: How the head's class ends, and what peft calls the task.
 _TASKS = {
@@ -21,7 +22,19 @@ _TASKS = {
     "ForQuestionAnswering": "QUESTION_ANS",
     "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
 }
+
+
+def task_of(network: nn.Module) -> Any:
+    """Return what peft calls the task of a network, `None` if it has no word for it.
+
+    Example:
+        >>> task_of(nn.Linear(1, 1)) is None
+        True
+    """
+    kind = type(network).__name__
+    return next((task for end, task in _TASKS.items() if kind.endswith(end)), None)
 
 
 def write_prefix_folder(
@@ -48,8 +61,7 @@ def write_prefix_folder(
     prefixes: Any = getattr(known.base_model, "prefixes", None)
     if not isinstance(prefixes, Prefixes) or prefixes.origins.get(spec.name) != spec:
         raise ValueError(f"the network has no prefix {spec.name!r} made by {spec}")
-    kind = type(network).__name__
-    task = next((task for end, task in _TASKS.items() if kind.endswith(end)), None)
+    kind, task = type(network).__name__, task_of(network)
     if task is None:
         raise ValueError(
             f"peft has no prefix tuning for {kind}; it has some for {', '.join(_TASKS)}"
@@ -91,7 +103,7 @@ def _trained_modules(network: nn.Module) -> list[str]:
     trained = {
         name
         for name, p in network.named_parameters()
-        if p.requires_grad and ".prefixes." not in f".{name}" and name.partition(".")[0] not in head
+        if p.requires_grad and other_tensors({name: p}) and name.partition(".")[0] not in head
     }
     if others := sorted(name for name in trained if ".pooler." not in name):
         raise ValueError(

@@ -1,0 +1,192 @@
+"""An adapter as it is stored: in a checkpoint, or in a folder of lmkit's or peft's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..modules import LMModule
+from ..modules.checkpoint_io import read_checkpoint
+from ..modules.checks import check_same
+from ..surgery import from_spec
+from ..surgery.adapter_state import adapter_tensors, other_tensors, place_of
+from ..surgery.peft_folder import read_peft_folder
+
+__all__ = ["NOTE", "WEIGHTS", "StoredAdapter", "choose", "mark", "named_surgeries", "read_adapter"]
+
+#: Of a folder: what lmkit notes of it, and the weights of an adapter that peft does not know.
+NOTE, WEIGHTS = "lmkit.json", "adapter.safetensors"
+
+_KINDS = ("LoRA", "IA3", "Adapter", "PromptTuning", "PrefixTuning")
+
+
+@dataclass
+class StoredAdapter:
+    """One adapter, read.
+
+    Attributes:
+        where: it was read from.
+        surgeries: that put it in; one, or several under one name.
+        tensors: its weights, as `adapter_tensors` returns them.
+        others: weights of the network that are no adapter's, by plain name: at least the head.
+        fresh: names of those that no base has, such as the head's.
+        labels: the names of the classes, `None` if they are not known.
+        base: name and fingerprint of the base, as far as they are known.
+        marks: hashes of frozen weights by plain name, see `mark`.
+        changed: names of weights of the base that are not as they were.
+    """
+
+    where: str
+    surgeries: list[Any]
+    tensors: dict[str, Tensor]
+    others: dict[str, Tensor]
+    fresh: set[str] = field(default_factory=set)
+    labels: dict[int, str] | None = None
+    base: dict[str, Any] = field(default_factory=dict)
+    marks: dict[str, str] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+
+
+def read_adapter(source: str | os.PathLike[str], adapter: str | None = None) -> StoredAdapter:
+    """Read one adapter of a checkpoint, or that of a folder.
+
+    Args:
+        source: a checkpoint, whole or without what is frozen; or a folder of lmkit's or peft's.
+        adapter: its name in a checkpoint; needed where there are several and not one is active.
+
+    Raises:
+        FileNotFoundError: there is nothing at `source`.
+        ValueError: there is no adapter in it, or several.
+    """
+    place = Path(source)
+    if place.is_dir():
+        return _from_folder(place)
+    return _from_checkpoint(place, adapter)
+
+
+def named_surgeries(ledger: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the entries of a ledger that put in adapters, by the names of these.
+
+    A mixture of adapters is none.
+    """
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for spec in ledger:
+        path = str(spec["class_path"])
+        if path.startswith("lmkit.surgery.") and path.rpartition(".")[2] in _KINDS:
+            found.setdefault(spec["init_args"]["name"], []).append(spec)
+    return found
+
+
+def choose(names: Iterable[str], active: Mapping[str, float] | None, wanted: str | None) -> str:
+    """Choose one adapter: the wanted, the only, or the only active one.
+
+    Raises:
+        ValueError: there is none, not the wanted one, or none that stands out; names them.
+
+    Example:
+        >>> choose(["a", "b"], {"b": 0.5}, None)
+        'b'
+    """
+    known = list(names)
+    if wanted is not None:
+        if wanted not in known:
+            raise ValueError(
+                f"there is no adapter {wanted!r}; there are {', '.join(known) or 'none'}"
+            )
+        return wanted
+    on = [name for name in known if active is None or name in active]
+    for found in (known, on):
+        if len(found) == 1:
+            return found[0]
+    if not known:
+        raise ValueError("there is no adapter")
+    raise ValueError(f"there are the adapters {', '.join(known)}: name the one that is meant")
+
+
+def mark(weight: Tensor) -> str:
+    """Hash the shape of a weight and up to 4096 of its values at even distances.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    flat = weight.detach().reshape(-1)
+    values = flat[:: max(1, flat.numel() // 4096)][:4096].to("cpu", torch.float32)
+    digest = hashlib.blake2b(f"{tuple(weight.shape)} ".encode(), digest_size=8)
+    digest.update(values.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _from_checkpoint(path: Path, adapter: str | None) -> StoredAdapter:
+    # Mapped into memory: of the base no more is read than is compared.
+    checkpoint = read_checkpoint(path, mmap=True)
+    saved = check_same(LMModule, checkpoint)
+    surgeries = named_surgeries(saved["ledger"])
+    try:
+        name = choose(surgeries, saved.get("adapters"), adapter)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    state = {
+        key.removeprefix("network."): tensor
+        for key, tensor in checkpoint["state_dict"].items()
+        if key.startswith("network.")
+    }
+    base, config = dict(saved["base"]), saved["config"]
+    marks = base.get("weights", {})
+    return StoredAdapter(
+        where=str(path),
+        surgeries=[from_spec(spec) for spec in surgeries[name]],
+        tensors=adapter_tensors(state, name),
+        others=other_tensors(state),
+        fresh=set(base.get("fresh", ())),
+        labels=_labels(config.get("id2label")),
+        base=base,
+        marks=dict(marks) if isinstance(marks, Mapping) else {},
+        changed={
+            f"{place_of(key)}.weight"
+            for each in surgeries
+            for key in adapter_tensors(state, each)
+            if ".starts." in key
+        },
+    )
+
+
+def _from_folder(folder: Path) -> StoredAdapter:
+    said: dict[str, Any] = {}
+    if (folder / NOTE).is_file():
+        said = json.loads((folder / NOTE).read_text(encoding="utf-8")).get("adapter") or {}
+    known: dict[str, Any] = {
+        "where": str(folder),
+        "labels": _labels(said.get("labels")),
+        "marks": dict(said.get("weights", {})),
+    }
+    if said and (folder / WEIGHTS).is_file():
+        surgeries = [from_spec(spec) for spec in said["surgeries"]]
+        tensors = load_file(folder / WEIGHTS)
+        own = {key: tensor for key, tensor in tensors.items() if key in said["tensors"]}
+        others = {key: tensor for key, tensor in tensors.items() if key not in own}
+        base = {"name": said.get("base")}
+        return StoredAdapter(
+            **known, surgeries=surgeries, tensors=own, others=others, fresh=set(others), base=base
+        )
+    surgery, own, others, name = read_peft_folder(folder)
+    return StoredAdapter(
+        **known,
+        surgeries=[surgery],
+        tensors=own,
+        others=others,
+        fresh=set(others),
+        base={"name": name},
+    )
+
+
+def _labels(names: Mapping[Any, str] | None) -> dict[int, str] | None:
+    return {int(number): name for number, name in names.items()} if names else None
