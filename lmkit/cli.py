@@ -121,10 +121,11 @@ def _export(words: list[str]) -> int:
         "--format", choices=("hf", "onnx"), default="hf", help="Hugging Face folder or ONNX"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is in DIR")
-    parser.add_argument(
+    adapters = parser.add_mutually_exclusive_group()
+    adapters.add_argument(
         "--merge", action="store_true", help="compute the active adapters into the base's weights"
     )
-    parser.add_argument(
+    adapters.add_argument(
         "--adapter",
         nargs="?",
         const=True,
