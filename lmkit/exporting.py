@@ -18,9 +18,10 @@ from .modules import LMModule
 from .modules.network import usable_positions
 from .onnx_file import require_onnx, write_onnx
 from .surgery.composition import active_adapters, adapters_of
+from .surgery.folding import check_mergeable
 from .surgery.folding import merge as merge_into_base
 
-__all__ = ["FORMATS", "export"]
+__all__ = ["FORMATS", "check_export", "export"]
 
 #: What a model can be exported as.
 FORMATS = ("hf", "onnx")
@@ -94,6 +95,28 @@ def export(
     return target
 
 
+def check_export(module: LMModule, merge: bool = False) -> None:
+    """Check that what adapters a module has can become a part of a plain folder.
+
+    Args:
+        module: with its network built.
+        merge: whether the active adapters are to be merged.
+
+    Raises:
+        ValueError: they cannot; says what can be done.
+    """
+    names = adapters_of(module.network)
+    if names and not merge:
+        active = ", ".join(active_adapters(module.network)) or "none"
+        raise ValueError(
+            f"the network has the adapters {', '.join(names)} (active: {active}), which plain "
+            "transformers does not know: merge=True (--merge) computes the active ones into the "
+            "base's weights, adapter=True (--adapter [NAME]) writes one of them alone"
+        )
+    if merge:
+        check_mergeable(module.network)
+
+
 def _network(module: LMModule, format: str, merge: bool) -> PreTrainedModel:
     """Return a copy of the network as it is to be written, on the CPU and in evaluation mode."""
     if format == "onnx" and module.network.config.is_encoder_decoder:
@@ -101,18 +124,12 @@ def _network(module: LMModule, format: str, merge: bool) -> PreTrainedModel:
             "format='onnx' is for encoders and decoders, and this is an encoder-decoder; export it "
             "as 'hf'"
         )
-    names = adapters_of(module.network)
-    if names and format == "hf" and not merge:
-        active = ", ".join(active_adapters(module.network)) or "none"
-        raise ValueError(
-            f"the network has the adapters {', '.join(names)} (active: {active}), which plain "
-            "transformers does not know: merge=True (--merge) computes the active ones into the "
-            "base's weights, adapter=True (--adapter [NAME]) writes one of them alone"
-        )
+    if format == "hf":
+        check_export(module, merge)
     network: PreTrainedModel = copy.deepcopy(module.network).cpu().eval()
     if merge:
         merge_into_base(network)
-    if names and not merge:
+    elif format == "onnx" and adapters_of(network):
         return network
     expected = type(network)(copy.deepcopy(network.config)).state_dict()
     if set(expected) != set(network.state_dict()):
@@ -128,6 +145,8 @@ def _write_tokenizer(module: LMModule, folder: Path) -> None:
         return
     tokenizer = copy.deepcopy(module.tokenizer)
     longest = usable_positions(module.network)
+    if longest is not None:
+        longest -= int(getattr(getattr(module.network.base_model, "prefixes", None), "count", 0))
     if longest is not None and tokenizer.model_max_length > longest:
         # So that `truncation=True` cuts a text to what the network has positions for.
         tokenizer.model_max_length = longest

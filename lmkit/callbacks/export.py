@@ -9,10 +9,13 @@ from typing import Literal, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ..dashboard import is_dry_run, run_directory
-from ..exporting import export
+from ..exporting import check_export, export
 from ..modules import LMModule
 
 __all__ = ["ExportCallback"]
+
+# By one of which a folder is known as an export.
+_FILES = ("config.json", "model.onnx", "adapter_config.json", "adapter.safetensors")
 
 
 class ExportCallback(Callback):
@@ -26,9 +29,12 @@ class ExportCallback(Callback):
         format: `hf` for a Hugging Face folder, `onnx` for ONNX.
         weights: `best` for the best checkpoint, if there is one, or `last` for the weights as
             the training left them.
+        merge: compute the active adapters into the base's weights.
+        adapter: write the only or only active adapter alone, with its head.
 
     Raises:
-        ValueError: `format` or `weights` is none of these.
+        ValueError: `format` or `weights` is none of these, or `merge` and `adapter` are both set;
+            at the start of a fit, the module has adapters that could not be exported so.
         TypeError: at the start of a fit, the module is not lmkit's.
         FileExistsError: at the start of a fit, `output` holds something other than an export.
         ImportError: at the start of a fit, what ONNX needs is not installed.
@@ -43,6 +49,8 @@ class ExportCallback(Callback):
         output: str | None = None,
         format: Literal["hf", "onnx"] = "hf",
         weights: Literal["best", "last"] = "best",
+        merge: bool = False,
+        adapter: bool = False,
     ) -> None:
         super().__init__()
         if format not in ("hf", "onnx"):
@@ -52,6 +60,10 @@ class ExportCallback(Callback):
         self.output = output
         self.format = format
         self.weights = weights
+        self.merge = merge
+        self.adapter = adapter
+        if adapter and (merge or format != "hf"):
+            raise ValueError("adapter=True writes an adapter alone: leave merge and format out")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out before hours of training whether the export can be written after them."""
@@ -63,7 +75,7 @@ class ExportCallback(Callback):
                 "the callback out"
             )
         output = self._folder(trainer)
-        is_export = any((output / name).is_file() for name in ("config.json", "model.onnx"))
+        is_export = any((output / name).is_file() for name in _FILES)
         if output.exists() and not is_export and any(output.iterdir()):
             raise FileExistsError(
                 f"ExportCallback would replace {output}, which is no export; give another output"
@@ -75,6 +87,11 @@ class ExportCallback(Callback):
                 "pip install 'lmkit[onnx]'"
             )
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out whether the adapters, which are all there by now, can be exported."""
+        if not is_dry_run(trainer) and self.format == "hf" and not self.adapter:
+            check_export(cast(LMModule, pl_module), self.merge)
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export; the checkpoints are complete by now."""
         if not trainer.is_global_zero or is_dry_run(trainer):
@@ -82,7 +99,8 @@ class ExportCallback(Callback):
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         module = cast(LMModule, pl_module)
         source = best if self.weights == "best" and best and Path(best).exists() else module
-        export(source, self._folder(trainer), format=self.format, overwrite=True)
+        how = {"merge": self.merge, "adapter": self.adapter}
+        export(source, self._folder(trainer), format=self.format, overwrite=True, **how)
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(self.output) if self.output else run_directory(trainer) / "export"

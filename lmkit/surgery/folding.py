@@ -16,7 +16,7 @@ from .norm_shift import Shifted
 from .tuning import unfreeze_base
 from .virtual_tokens import VirtualTokens
 
-__all__ = ["fold", "is_folded", "merge", "unfold"]
+__all__ = ["check_mergeable", "fold", "is_folded", "merge", "unfold"]
 
 # Set on a folded network: the base's own weights by the names that they have in it.
 _KEPT = "_folded_away"
@@ -111,8 +111,6 @@ def merge(network: nn.Module) -> None:
         >>> list(network.state_dict())
         ['query.weight', 'query.bias']
     """
-    if not adapters_of(network):
-        raise ValueError("the network has no adapters to merge; LoRA and (IA)³ add some")
     unfold(network)
     changes = list(_folded_weights(network))
     tied = _tied(network, [(name, layer) for name, layer, weights in changes if weights])
@@ -129,29 +127,14 @@ def merge(network: nn.Module) -> None:
     unfreeze_base(network)
 
 
-def _folded_weights(network: nn.Module) -> Iterator[tuple[str, Any, dict[str, Tensor]]]:
-    """Yield name and layer of all that wraps a layer of the base, and the weights to put there."""
-    _check(network)
-    for name, layer in network.named_modules():
-        if not hasattr(layer, "base_layer") or "base_layer" in name.split("."):
-            continue
-        yield name, layer, changed_weights(name, layer)
-
-
-def _like(own: nn.Parameter, tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor.to(own.dtype).contiguous().clone(), requires_grad=own.requires_grad)
-
-
-def _bare_name(name: str, layer: Any) -> str:
-    return name + ".base_layer" * len(list(wrappers(layer)))
-
-
-def _check(network: nn.Module) -> None:
-    """Check that each active adapter is a change of weights.
+def check_mergeable(network: nn.Module) -> None:
+    """Check that there are adapters, and that each active one is a change of weights.
 
     Raises:
-        ValueError: one is not; says why, and what to do.
+        ValueError: there is none, or one is not; says why, and what to do.
     """
+    if not adapters_of(network):
+        raise ValueError("the network has no adapters to merge; LoRA and (IA)³ add some")
     reasons: dict[str, str] = {}
     for name, module in network.named_modules():
         if isinstance(module, AdaptedLayer):
@@ -175,6 +158,23 @@ def _check(network: nn.Module) -> None:
             f"not every active adapter can be merged: {listed}. Export the adapter alone, or as "
             f"ONNX, or use only {', '.join(others) or 'others'} before (use_adapters)"
         )
+
+
+def _folded_weights(network: nn.Module) -> Iterator[tuple[str, Any, dict[str, Tensor]]]:
+    """Yield name and layer of all that wraps a layer of the base, and the weights to put there."""
+    check_mergeable(network)
+    for name, layer in network.named_modules():
+        if not hasattr(layer, "base_layer") or "base_layer" in name.split("."):
+            continue
+        yield name, layer, changed_weights(name, layer)
+
+
+def _like(own: nn.Parameter, tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.to(own.dtype).contiguous().clone(), requires_grad=own.requires_grad)
+
+
+def _bare_name(name: str, layer: Any) -> str:
+    return name + ".base_layer" * len(list(wrappers(layer)))
 
 
 def _tied(network: nn.Module, layers: list[tuple[str, Any]]) -> bool:

@@ -1,8 +1,15 @@
 """The end of a fit leaves an export of the right weights."""
 
+from pathlib import Path
+
 import pytest
+from transformers import AutoModelForSequenceClassification
 
 from lmkit.callbacks import CheckpointCallback, ExportCallback
+from lmkit.surgery.adapter import Adapter
+from lmkit.surgery.lora import LoRA
+from tests.adapter_modules import make, said
+from tests.cases import make_trainer
 
 
 @pytest.fixture
@@ -11,8 +18,9 @@ def exported(monkeypatch, tiny):
     monkeypatch.setattr("lmkit.callbacks.export.LMModule", tiny)
     monkeypatch.setattr(
         "lmkit.callbacks.export.export",
-        lambda source, output, format, overwrite: calls.append((source, output, format)),
+        lambda source, output, format, overwrite, **_: calls.append((source, output, format)),
     )
+    monkeypatch.setattr("lmkit.callbacks.export.check_export", lambda module, merge: None)
     return calls
 
 
@@ -68,3 +76,25 @@ def test_a_module_of_somebody_else_is_refused_before_the_training(fit):
 def test_unknown_words_are_refused(wrong):
     with pytest.raises(ValueError, match="must be"):
         ExportCallback(**wrong)
+
+
+def test_adapters_are_merged_or_refused_before_the_training(tmp_path):
+    pytest.importorskip("peft")
+    module = make(tmp_path, LoRA("a", ["query"]))
+    trainer = make_trainer()
+    with pytest.raises(ValueError, match="merge=True"):
+        ExportCallback("out").on_fit_start(trainer, module)
+    expected = said(module.network)
+    for settings in ({"merge": True}, {"adapter": True}):
+        callback = ExportCallback("out", **settings)
+        callback.on_fit_start(trainer, module)
+        callback.on_fit_end(trainer, module)
+        if "merge" in settings:
+            network = AutoModelForSequenceClassification.from_pretrained("out")
+            assert (said(network) - expected).abs().max() < 1e-5
+    assert not Path("out/config.json").exists() and Path("out/adapter_config.json").exists()
+    module.operate(Adapter("b", targets=["output.dense"]))
+    with pytest.raises(ValueError, match="'b' is a bottleneck adapter"):
+        ExportCallback("out", merge=True).on_fit_start(trainer, module)
+    with pytest.raises(ValueError, match="leave merge and format out"):
+        ExportCallback("out", merge=True, adapter=True)
