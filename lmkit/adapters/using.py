@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..modules import LMModule
-from ..modules.frozen_base import become_base
+from ..modules.own_base import become_base
 from ..surgery.composition import active_adapters, adapters_of
 from ..surgery.composition import use_adapters as switch
 from ..surgery.folding import fold, merge, unfold

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from .base import LMModule
 
 __all__ = [
-    "become_base",
     "complete",
     "decided_settings",
     "describe_base",
@@ -274,14 +273,3 @@ def _sampled(weight: Tensor) -> bytes:
     flat = weight.detach().reshape(-1)
     values = flat[:: max(1, flat.numel() // 4096)][:4096].to("cpu", torch.float32)
     return values.contiguous().numpy().tobytes()
-
-
-def become_base(module: LMModule, ledger: list[dict[str, Any]]) -> None:
-    """Take a network as it is for the base of what follows.
-
-    Args:
-        module: no base has its weights any more, so its checkpoints hold all of them.
-        ledger: the surgeries that are left of its structure.
-    """
-    module._ledger = list(ledger)
-    module.base = {"name": None}

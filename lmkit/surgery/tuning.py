@@ -72,25 +72,6 @@ def trainable_at_first(network: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def unfreeze_base(network: nn.Module) -> None:
-    """Undo `freeze_base`: what could be trained before it can be again.
-
-    Args:
-        network: changed in place; what was added to it must be taken out before.
-
-    Example:
-        >>> network = nn.Linear(2, 2)
-        >>> freeze_base(network)
-        >>> unfreeze_base(network)
-        >>> network.weight.requires_grad
-        True
-    """
-    for parameter in trainable_at_first(network).values():
-        parameter.requires_grad_(True)
-    if is_tuned_in_part(network):
-        delattr(network, _MARK)
-
-
 def head_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """Return the weights of the head of a task: what stands outside the base model.
 
@@ -122,3 +103,22 @@ def thaw(network: nn.Module, names: Collection[str]) -> None:
     for name, parameter in network.named_parameters():
         if base_name(name) in names:
             parameter.requires_grad_(True)
+
+
+def unfreeze_base(network: nn.Module) -> None:
+    """Undo `freeze_base`: what could be trained before it can be again.
+
+    Args:
+        network: changed in place.
+
+    Example:
+        >>> network = nn.Linear(2, 2)
+        >>> freeze_base(network)
+        >>> unfreeze_base(network)
+        >>> network.weight.requires_grad
+        True
+    """
+    for parameter in trainable_at_first(network).values():
+        parameter.requires_grad_(True)
+    if is_tuned_in_part(network):
+        delattr(network, _MARK)
