@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -208,6 +209,16 @@ def test_an_adapter_of_another_architecture_is_refused(tmp_path: Path) -> None:
     path = save(make(tmp_path, LORA), tmp_path / "a.ckpt")
     with pytest.raises(ValueError, match=r"for a layer bert\.encoder.*has none"):
         add_adapter(make(tmp_path, name="roberta"), path, "x")
+    config = peft.LoraConfig(target_modules={"query"})
+    for width, other in ((32, "inputs"), (16, "outputs")):
+        key = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_"
+        tensors = {f"{key}A.weight": torch.zeros(8, width), f"{key}B.weight": torch.zeros(32, 8)}
+        config.save_pretrained(tmp_path / "wide")
+        save_file(tensors, tmp_path / "wide" / "adapter_model.safetensors")
+        module = make(tmp_path)
+        with pytest.raises(ValueError, match=rf"of 32 {other}.*16 inputs and 16 outputs"):
+            add_adapter(module, tmp_path / "wide", "x")
+        assert module.ledger == []
 
 
 def test_a_merged_module_is_one_of_the_plain_architecture(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def add_adapter(
     new one is from then on; otherwise `use_adapters` switches to it. PiSSA and OLoRA come in as
     what they add to the base, a LoRA of twice the rank.
 
+    The base is frozen, as it is when an adapter is trained, and so is a head that it brought along.
     A module has one head. That of the source stays there unless `head` is set, and then takes the
     place of the module's own.
 
@@ -118,6 +119,8 @@ def _check_places(
         # Of each layer the width that its adapter shows: that of its input (0) or output (1).
         if ".lora_A" in key:
             side, size = 0, tensor.shape[-1]
+        elif ".lora_B" in key:
+            side, size = 1, len(tensor)
         elif ".ia3_l" in key:
             side, size = int(len(tensor) != 1), tensor.numel()
         else:
@@ -156,7 +159,9 @@ def _check_base(module: LMModule, stored: StoredAdapter) -> None:
         if own[key].shape != stored.others[key].shape
         or not torch.equal(own[key].detach().cpu(), stored.others[key].to(own[key].dtype))
     ]
-    differing += [key for key in marks if mark(own[key]) != stored.marks[key]]
+    differing += [
+        key for key in marks if key not in differing and mark(own[key]) != stored.marks[key]
+    ]
     ours, theirs = module.base.get("fingerprint"), stored.base.get("fingerprint")
     names = module.base.get("name"), stored.base.get("name")
     if differing:
