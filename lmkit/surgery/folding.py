@@ -39,7 +39,7 @@ def fold(network: nn.Module) -> None:
 
     Example:
         >>> from lmkit.surgery.lora import LoRA
-        >>> network = nn.ModuleDict({"query": nn.Linear(2, 2)})
+        >>> network = nn.ModuleDict({"q_proj": nn.Linear(2, 2)})
         >>> LoRA(targets=["query"])(network)
         >>> fold(network)
         >>> is_folded(network)
@@ -105,11 +105,11 @@ def merge(network: nn.Module) -> None:
 
     Example:
         >>> from lmkit.surgery.lora import LoRA
-        >>> network = nn.ModuleDict({"query": nn.Linear(2, 2)})
+        >>> network = nn.ModuleDict({"q_proj": nn.Linear(2, 2)})
         >>> LoRA(targets=["query"])(network)
         >>> merge(network)
         >>> list(network.state_dict())
-        ['query.weight', 'query.bias']
+        ['q_proj.weight', 'q_proj.bias']
     """
     unfold(network)
     changes = list(_folded_weights(network))
