@@ -11,7 +11,7 @@ first step. The peer is `transformers.Trainer` with `peft.get_peft_model`, on th
 batch padded to its longest.
 
     python benchmarks/parameter_efficient_tuning.py --task trec --seeds 0 1 2 --json trec.json
-    python benchmarks/parameter_efficient_tuning.py --task wnut --methods full lora lora-qv --json wnut.json
+    python benchmarks/parameter_efficient_tuning.py --task wnut --methods full lora --json wnut.json
     python benchmarks/parameter_efficient_tuning.py --task cost --rounds 5 --json cost.json
 """
 

@@ -91,8 +91,8 @@ def _matched(network: nn.Module, pattern: str) -> list[nn.Module]:
     found = match_modules(network, [pattern])
     if not any(True for _ in _weights(found.values())):
         raise NothingMatchedError(
-            f"{pattern!r} matches {', '.join(list(found)[:3])}, which have no weights; name modules "
-            "that have"
+            f"{pattern!r} matches {', '.join(list(found)[:3])}, which have no weights; name "
+            "modules that have"
         )
     return list(found.values())
 

@@ -6,8 +6,8 @@
 # differs between the runs is one callback. At the end two adapters stand on one base, are switched,
 # and one is merged into a plain model.
 #
-# The task: which word does a paragraph of Python's documentation begin with, when that word is taken
-# away?
+# The task: which word does a paragraph of Python's documentation begin with, when that word is
+# taken away?
 
 # %%
 import csv
@@ -86,7 +86,8 @@ def write(name: str, table: list[tuple[str, str]]) -> str:
     return str(path)
 
 
-train, test = write("train.csv", rows[: len(rows) * 4 // 5]), write("test.csv", rows[len(rows) * 4 // 5 :])
+kept = len(rows) * 4 // 5
+train, test = write("train.csv", rows[:kept]), write("test.csv", rows[kept:])
 print(words, len(rows))
 
 # %% [markdown]
