@@ -69,8 +69,11 @@ class Case:
     callbacks: Callable[[], list[Callback]] = list
     #: Whether two half batches give the gradient of the whole one.
     linear: bool = True
-    #: Whether the export is a folder for plain transformers.
-    plain_export: bool = True
+    #: Whether the export is a folder for plain transformers: `plain`, `merged` if the adapters are
+    #: merged, or `never`.
+    export: str = "plain"
+    #: Whether it changes nothing, and only looks at a run or writes something of it.
+    watches: bool = False
     #: The public names that this row stands for.
     covers: tuple[str, ...] = ()
 
@@ -96,6 +99,14 @@ class Case:
         }
         return self.data(**{**settings, **self.data_settings, **kwargs})
 
+
+CLASSIFICATION: dict[str, Any] = {
+    "module": SequenceClassificationModule,
+    "model": {**tiny.MASKED["bert"], **named("fox", "moons", "trees")},
+    "data": SequenceClassificationDataModule,
+    "files": task_files.labelled_texts,
+    "metrics": ("val/loss", "val/accuracy", "val/macro_f1", "val/mcc"),
+}
 
 CASES = [
     Case(
@@ -138,11 +149,7 @@ CASES = [
     Case(
         "sequence_classification",
         core=True,
-        module=SequenceClassificationModule,
-        model={**tiny.MASKED["bert"], **named("fox", "moons", "trees")},
-        data=SequenceClassificationDataModule,
-        files=task_files.labelled_texts,
-        metrics=("val/loss", "val/accuracy", "val/macro_f1", "val/mcc"),
+        **CLASSIFICATION,
         covers=("SequenceClassificationModule", "SequenceClassificationDataModule"),
     ),
     Case(
@@ -216,7 +223,81 @@ CASES = [
         "surgery",
         core=True,
         callbacks=lambda: [tiny.ResidualCallback()],
-        plain_export=False,
+        export="never",
+    ),
+    Case(
+        "lora",
+        core=True,
+        callbacks=lambda: [callbacks.LoRACallback("low", rank=2, dropout=0.1)],
+        export="merged",
+        covers=("LoRACallback",),
+    ),
+    Case(
+        "adalora",
+        core=True,
+        callbacks=lambda: [
+            callbacks.LoRACallback(
+                "budget", variant="adalora", rank=2, initial_rank=4, rank_interval=1
+            )
+        ],
+        export="merged",
+    ),
+    Case(
+        "ia3",
+        core=True,
+        callbacks=lambda: [callbacks.IA3Callback("factors")],
+        export="merged",
+        covers=("IA3Callback",),
+    ),
+    Case(
+        "adapter",
+        core=True,
+        callbacks=lambda: [callbacks.AdapterCallback("bottleneck", size=4)],
+        export="never",
+        covers=("AdapterCallback",),
+    ),
+    Case(
+        "adapter_fusion",
+        callbacks=lambda: [
+            callbacks.AdapterCallback("first", "pfeiffer", size=4),
+            callbacks.AdapterCallback("second", "pfeiffer", size=4),
+            callbacks.AdapterFusionCallback(names=["first", "second"]),
+        ],
+        export="never",
+        covers=("AdapterFusionCallback",),
+    ),
+    # A random network with a head of its vocabulary learns nothing by virtual tokens alone.
+    Case(
+        "prompt_tuning",
+        core=True,
+        **CLASSIFICATION,
+        callbacks=lambda: [callbacks.PromptTuningCallback(length=3)],
+        export="never",
+        covers=("PromptTuningCallback",),
+    ),
+    Case(
+        "prefix_tuning",
+        core=True,
+        **CLASSIFICATION,
+        callbacks=lambda: [callbacks.PrefixTuningCallback(length=3)],
+        export="never",
+        covers=("PrefixTuningCallback",),
+    ),
+    Case(
+        "bitfit",
+        core=True,
+        callbacks=lambda: [callbacks.BitFitCallback()],
+        covers=("BitFitCallback", "SurgeryCallback"),
+    ),
+    Case(
+        "selective_tuning",
+        callbacks=lambda: [callbacks.SelectiveTuningCallback(layers=1, norms=True)],
+        covers=("SelectiveTuningCallback",),
+    ),
+    Case(
+        "trainable_only",
+        callbacks=lambda: [callbacks.BitFitCallback(), callbacks.TrainableOnlyCheckpoint()],
+        covers=("TrainableOnlyCheckpoint",),
     ),
     Case("chunks", data_settings={"batching": "chunk", "eval_batching": "chunk"}),
     # Which rows make a batch depends on its size there.
@@ -243,11 +324,13 @@ CASES = [
     ),
     Case(
         "efficiency",
+        watches=True,
         callbacks=lambda: [callbacks.EfficiencyCallback()],
         covers=("EfficiencyCallback",),
     ),
     Case(
         "provenance",
+        watches=True,
         callbacks=lambda: [callbacks.ProvenanceCallback()],
         covers=("ProvenanceCallback",),
     ),
@@ -256,25 +339,39 @@ CASES = [
         callbacks=lambda: [callbacks.GradualUnfreezingCallback(1, interval=None)],
         covers=("GradualUnfreezingCallback",),
     ),
-    Case("figures", callbacks=lambda: [callbacks.FiguresCallback()], covers=("FiguresCallback",)),
-    Case("samples", callbacks=lambda: [callbacks.SamplesCallback()], covers=("SamplesCallback",)),
+    Case(
+        "figures",
+        watches=True,
+        callbacks=lambda: [callbacks.FiguresCallback()],
+        covers=("FiguresCallback",),
+    ),
+    Case(
+        "samples",
+        watches=True,
+        callbacks=lambda: [callbacks.SamplesCallback()],
+        covers=("SamplesCallback",),
+    ),
     Case(
         "loss_plot",
+        watches=True,
         callbacks=lambda: [callbacks.LossPlotCallback()],
         covers=("LossPlotCallback",),
     ),
     Case(
         "export",
+        watches=True,
         callbacks=lambda: [callbacks.ExportCallback("exported")],
         covers=("ExportCallback",),
     ),
     Case(
         "checkpoint",
+        watches=True,
         callbacks=lambda: [callbacks.CheckpointCallback(dirpath="kept")],
         covers=("CheckpointCallback",),
     ),
     Case(
         "predictions",
+        watches=True,
         callbacks=lambda: [callbacks.PredictionsCallback()],
         covers=("PredictionsCallback",),
     ),

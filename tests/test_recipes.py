@@ -29,6 +29,17 @@ RECIPES = cli.recipes()
 #: Recipes that begin with a model of the hub, in whose place a tiny one is put.
 FROM_A_MODEL = ("masked_lm_head", "continued_pretraining")
 
+#: Recipes that train a part of an encoder to classify texts.
+TUNED_IN_PART = (
+    "adapter",
+    "bitfit",
+    "ia3",
+    "lora",
+    "prefix_tuning",
+    "prompt_tuning",
+    "selective_tuning",
+)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -66,6 +77,7 @@ TRANSLATION = "--data.max_length=32 --data.max_target_length=16 --model.max_new_
 TASKS = {
     "sequence_classification": Task(task_files.labelled_texts, "label"),
     "gradual_unfreezing": Task(task_files.labelled_texts, "label"),
+    **{word: Task(task_files.labelled_texts, "label") for word in TUNED_IN_PART},
     "pair_classification": Task(
         task_files.scored_pairs, "label", "--data.max_length=32 --data.label_column=score", PAIR
     ),
@@ -89,7 +101,7 @@ TASKS = {
         task_files.text_pairs, "generated", f"{TRANSLATION} --data.vocab_size=300", model=None
     ),
 }
-PRETRAINING = [word for word in RECIPES if word not in TASKS]
+PRETRAINING = [word for word in RECIPES if word not in (*TASKS, "adapter_fusion")]
 
 
 def encoder(folder: Path) -> Path:
@@ -139,6 +151,22 @@ def test_task_recipe_trains_resumes_tests_and_predicts(word, tmp_path):
     assert lmkit(f"predict --ckpt_path {last} --data.predict_file={asked} {output}") == 0
     with (tmp_path / "table.csv").open() as file:
         assert task.answer in next(csv.reader(file))
+
+
+def test_fusion_trains_on_adapters_that_were_trained_before(tmp_path):
+    named = " ".join(f"--data.{k}={v}" for k, v in task_files.labelled_texts(tmp_path).items())
+    fast = f"{FAST} {named} --data.max_length=32 --model.model={encoder(tmp_path / 'model')}"
+    for number in ("first", "second"):
+        root = f"--trainer.default_root_dir={tmp_path / number} --seed_everything={len(number)}"
+        assert lmkit(f"fit -c adapter {fast} {root}") == 0
+        (tmp_path / "adapters").mkdir(exist_ok=True)
+        last = tmp_path / number / "checkpoints" / "last.ckpt"
+        last.replace(tmp_path / "adapters" / f"{number}.ckpt")
+    assert lmkit(f"fit -c adapter_fusion {fast}") == 0
+    assert lmkit(f"fit -c adapter_fusion {fast} --trainer.max_steps=6 --ckpt_path last") == 0
+    last = tmp_path / "runs" / "adapter_fusion" / "checkpoints" / "last.ckpt"
+    asked = line("the quick fox")(tmp_path)
+    assert lmkit(f"predict --ckpt_path {last} --data.predict_file={asked}") == 0
 
 
 @pytest.mark.parametrize("word", PRETRAINING)

@@ -143,14 +143,14 @@ class ResidualLinear(nn.Module):
 
     def __init__(self, base: nn.Linear, rank: int) -> None:
         super().__init__()
-        self.base = base
+        self.base_layer = base
         self.down = nn.Linear(base.in_features, rank, bias=False)
         self.up = nn.Linear(rank, base.out_features, bias=False)
         self.dropout = nn.Dropout(0.1)
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.base(x) + self.up(self.down(self.dropout(x)))
+        result: Tensor = self.base_layer(x) + self.up(self.down(self.dropout(x)))
         return result
 
 
