@@ -69,8 +69,11 @@ class SamplesCallback(Callback):
             loader = loader[0] if isinstance(loader, list) and loader else loader
             if callable(getattr(loader, "batch", None)):
                 batch = loader.batch(len(loader) // 2)
+            rows = self.rows
+            if "index" in batch:  # fillers stand at the end, and show nothing
+                rows = min(rows, max(1, int((batch["index"] >= 0).sum())))
             self._batch = {
-                name: value[: self.rows].detach().cpu().clone() for name, value in batch.items()
+                name: value[:rows].detach().cpu().clone() for name, value in batch.items()
             }
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -129,10 +129,16 @@ class CausalLMModule(LMModule):
         Returns:
             For each row its `prompt` and the generated `text`.
         """
-        half = max(1, batch["input_ids"].shape[1] // 2)
-        names = ("input_ids", "attention_mask")
-        head = {name: batch[name][:rows, :half] for name in names}
-        return self._continue(head, half, temperature=0.0)
+        ids = batch["input_ids"][:rows]
+        half = (batch["attention_mask"][:rows].sum(1, keepdim=True) // 2).clamp(min=1)
+        width = int(half.max())
+        # What is to be continued stands at the right end.
+        place = torch.arange(width, device=ids.device) - width + half
+        prompts = ids.gather(1, place.clamp(min=0))
+        prompts[place < 0] = cast(int, require_tokenizer(self).pad_token_id)
+        return self._continue(
+            {"input_ids": prompts, "attention_mask": (place >= 0).long()}, width, temperature=0.0
+        )
 
     def _continue(
         self, batch: Batch, max_new_tokens: int, temperature: float

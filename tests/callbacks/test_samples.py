@@ -9,6 +9,22 @@ from lightning.pytorch import LightningModule
 from lmkit.callbacks import SamplesCallback
 
 
+class Batches:
+    """A loader, and not a list, which Lightning takes for several."""
+
+    def __init__(self, batches):
+        self.batches = list(batches)
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def batch(self, position):
+        return self.batches[position]
+
+
 def table(tmp_path, name="samples"):
     return [json.loads(line) for line in (tmp_path / "tables" / f"{name}.jsonl").open()]
 
@@ -49,20 +65,12 @@ def test_no_rows_are_refused():
 
 
 def test_rows_of_the_middle_are_shown_where_rows_can_be_asked_for(fit, rows):
-    class Loader:
-        """Not a list, which Lightning takes for several loaders."""
-
-        def __init__(self):
-            self.batches = list(rows())
-
-        def __len__(self):
-            return len(self.batches)
-
-        def __iter__(self):
-            return iter(self.batches)
-
-        def batch(self, position):
-            return self.batches[position]
-
-    _, module = fit(SamplesCallback(rows=1), val=Loader())
+    _, module = fit(SamplesCallback(rows=1), val=Batches(rows()))
     assert module.asked == [[8]]
+
+
+def test_filler_rows_are_not_shown(fit, rows):
+    *_, last = rows()
+    assert last["index"].tolist() == [16, 17, 18, -1]
+    _, module = fit(SamplesCallback(), val=Batches([last]))
+    assert module.asked == [[16, 17, 18]]

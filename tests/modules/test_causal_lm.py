@@ -86,3 +86,16 @@ def test_sample_continues_the_first_half_and_keeps_the_mode() -> None:
     rows = module.sample(tiny.causal_batch(), 2)
     assert len(rows) == 2 and set(rows[0]) == {"prompt", "text"}
     assert all(m.training for m in module.network.modules())
+
+
+def test_the_sample_of_a_row_does_not_depend_on_its_padding() -> None:
+    module = module_with_tokenizer()
+    ids = torch.randint(5, 99, (2, 12), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    both = module.sample({"input_ids": ids, "attention_mask": mask}, 2)
+    alone = module.sample({"input_ids": ids[1:, :6], "attention_mask": mask[1:, :6]}, 1)
+    assert both[1]["prompt"] == alone[0]["prompt"]
+    assert both[1]["text"].startswith(alone[0]["text"])
+    assert module.tokenizer is not None
+    assert both[1]["prompt"] == module.tokenizer.decode(ids[1, :3], skip_special_tokens=True)
