@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torchmetrics import Metric
@@ -17,6 +17,7 @@ from .base import LMModule
 from .checks import require_tokenizer
 from .decoder_inputs import decoder_inputs
 from .generation import generate
+from .network import usable_positions
 from .sparse_head import labelled, logits_at
 from .token_metrics import language_metrics, update_language_metrics
 
@@ -58,6 +59,10 @@ class DenoisingModule(LMModule):
         ...     "labels": torch.tensor([[98, 8, 1, -100]])}
         >>> module.step(batch).items.item()
         3
+
+    Raises:
+        ValueError: a setting lies outside its range; in `setup`: the decoder has fewer positions
+            than the targets have tokens.
     """
 
     auto_class = AutoModelForSeq2SeqLM
@@ -88,6 +93,18 @@ class DenoisingModule(LMModule):
         )
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+
+    def setup(self, stage: str) -> None:
+        """Check that inputs and targets fit the network."""
+        super().setup(stage)
+        places = usable_positions(cast(Any, self.network).get_decoder())
+        written = getattr(getattr(self.trainer, "datamodule", None), "target_length", None)
+        if places is not None and written is not None and written > places:
+            raise ValueError(
+                f"the targets have {written} tokens, but the decoder has {places} positions; lower "
+                "noise_density or max_length, raise mean_span, or give a model from scratch more "
+                "max_position_embeddings"
+            )
 
     def step(self, batch: Batch) -> StepOutput:
         """Compute the loss of the target.

@@ -9,11 +9,13 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 import lmkit
+from lmkit.datamodules import DenoisingDataModule
 from lmkit.modules import DenoisingModule
 from lmkit.modules.sparse_head import labelled, logits_at
 from lmkit.tokenization import train_tokenizer
 from lmkit.types import Batch
 from tests import tiny
+from tests.cases import make_trainer
 from tests.modules.language_model import (
     check_loss_is_that_of_transformers,
     check_metrics_are_over_tokens,
@@ -228,3 +230,16 @@ def test_predicting_without_sentinels_says_what_to_do() -> None:
 def test_a_number_of_tokens_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1, got 0"):
         DenoisingModule(MODELS["t5"], max_new_tokens=0)
+
+
+def test_targets_longer_than_the_decoders_positions_are_refused(tmp_path: Any) -> None:
+    """A run with T5 goes on, whose positions are relative."""
+    options = {"max_length": 16, "noise_density": 0.6, "batch_size": 2, "val_fraction": 0.0}
+    path = str(tiny.write_text(tmp_path / "train.txt", 20))
+    data = DenoisingDataModule(train_file=path, vocab_size=300, cache_dir=str(tmp_path), **options)
+    assert data.target_length > 16
+    bart = DenoisingModule({**MODELS["bart"], "max_position_embeddings": 16})
+    message = f"the targets have {data.target_length} tokens, but the decoder has 16 positions"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(max_steps=1).fit(bart, data)
+    make_trainer(max_steps=1).fit(DenoisingModule(tiny.SEQ2SEQ["t5"]), data)
