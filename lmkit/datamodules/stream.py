@@ -19,14 +19,12 @@ from ..types import Batch
 from .batch_plan import Plan
 from .loader import Collate
 from .stream_window import TextWindow
-from .text_rows import Text
+from .text_rows import Text, text_batches
 
 __all__ = ["StreamLoader", "WindowBatches", "WindowStart"]
 
 log = logging.getLogger("lmkit")
 
-# Documents that are tokenized in one call.
-_DOCUMENTS = 1000
 # How many windows back a state can be set, when an interrupted step is done again.
 _REMEMBERED = 8
 
@@ -185,24 +183,23 @@ class StreamLoader:
                 yield window
 
     def _make(self, start: WindowStart) -> _Window:
-        texts = self._texts(start)
         encoded: list[list[int]] = []
         held: list[int] = []
         tokens = documents = 0
-        while tokens < self.window_tokens:
-            some = list(islice(texts, _DOCUMENTS))
-            if not some:
-                break
+        for some in text_batches(self._texts(start)):
             for text, ids in zip(some, self.encode([t.text for t in some]), strict=True):
                 held += ids
+                tokens += len(ids)
                 if text.ends:
                     encoded.append(held)
-                    tokens += len(held)
                     held = []
             documents += len(some)
-        if not documents:
+            if tokens >= self.window_tokens:
+                break
+        if not tokens:  # the text has ended
             if start.document == 0:
-                raise ValueError("the stream has no text, only blank lines")
+                fault = "the tokenizer finds no token in it" if documents else "only blank lines"
+                raise ValueError(f"the stream has no text: {fault}")
             return self._make(start._replace(document=0, turn=start.turn + 1))
         if held:  # a long document that goes on in the next window
             encoded.append(held)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-__all__ = ["BadRows", "Document", "OnBadRow", "Text", "guess_column"]
+__all__ = ["BadRows", "Document", "OnBadRow", "Text", "guess_column", "text_batches"]
 
 log = logging.getLogger("lmkit")
 
@@ -17,6 +17,9 @@ Document = Literal["line", "paragraph", "file"]
 OnBadRow = Literal["error", "skip"]
 
 _USUAL_COLUMNS = ("text", "sentence", "content")
+# One call of the tokenizer: enough documents to feed its threads, few enough to stay small.
+_DOCUMENTS = 1000
+_CHARACTERS = 1 << 20
 
 
 class Text(NamedTuple):
@@ -93,3 +96,17 @@ def guess_column(columns: Sequence[str], wanted: str | None, place: str) -> str:
     if len(columns) == 1:
         return columns[0]
     raise ValueError(f"{place}: which column is the text? Pass text_column; text columns: {found}")
+
+
+def text_batches(texts: Iterable[Text]) -> Iterator[list[Text]]:
+    """Yield the texts in lists for one call of the tokenizer each; none is read ahead."""
+    batch: list[Text] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text.text)
+        if len(batch) >= _DOCUMENTS or size >= _CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

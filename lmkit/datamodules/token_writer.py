@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -17,14 +17,10 @@ from tqdm import tqdm
 from ..tokenization import EncodedText
 from .cache_entry import building_folder, put_in_place
 from .sentences import sentence_starts
-from .text_rows import Text
+from .text_rows import Text, text_batches
 from .token_store import FORMAT_VERSION, TokenStore
 
 __all__ = ["Encode", "EncodeWords", "Route", "write_stores"]
-
-# One call of the tokenizer: enough documents to feed its threads, few enough to stay small.
-_DOCUMENTS = 1000
-_CHARACTERS = 1 << 20
 
 Encode = Callable[[list[str]], list[list[int]]]
 EncodeWords = Callable[[list[str]], list[EncodedText]]
@@ -75,7 +71,7 @@ def write_stores(
         )
         split, starts = only, True
         try:
-            for batch in _batches(texts):
+            for batch in text_batches(texts):
                 encoded: Sequence[Any] = encode([text.text for text in batch])
                 for text, tokens in zip(batch, encoded, strict=True):
                     if starts:
@@ -188,16 +184,3 @@ class _Writer:
             stream.close()
         (self.folder / "meta.json").write_text(json.dumps(meta))
         return put_in_place(self.folder, self.final, TokenStore)
-
-
-def _batches(texts: Iterable[Text]) -> Iterator[list[Text]]:
-    batch: list[Text] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text.text)
-        if len(batch) >= _DOCUMENTS or size >= _CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

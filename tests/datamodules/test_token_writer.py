@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmkit.datamodules import token_writer
+from lmkit.datamodules import text_rows, token_writer
 from lmkit.datamodules.text_rows import Text
 from lmkit.datamodules.token_store import TokenStore
 from lmkit.datamodules.token_writer import write_stores
@@ -26,7 +26,7 @@ def test_documents_are_laid_end_to_end(tmp_path):
 def test_batches_of_any_size_give_the_same_store(tmp_path, monkeypatch):
     texts = documents(*[f"text {number}" for number in range(50)])
     whole = write(texts, tmp_path / "a")
-    monkeypatch.setattr(token_writer, "_DOCUMENTS", 7)
+    monkeypatch.setattr(text_rows, "_DOCUMENTS", 7)
     parts = write(texts, tmp_path / "b")
     assert parts.ids.tolist() == whole.ids.tolist()
     assert parts.offsets.tolist() == whole.offsets.tolist()
@@ -63,7 +63,7 @@ def test_a_damaged_store_counts_as_absent_and_is_written_anew(tmp_path, file):
 
 
 def test_a_store_knows_where_words_and_sentences_begin(tmp_path, monkeypatch):
-    monkeypatch.setattr(token_writer, "_DOCUMENTS", 2)
+    monkeypatch.setattr(text_rows, "_DOCUMENTS", 2)
     texts = documents("One two. Three", "", "four", "a b c", "Five! Six. no 7") * 3
     store = write(texts, tmp_path, **WHOLE)
     words, sentences = [], []
