@@ -72,6 +72,11 @@ class DenoisingDataModule(LMDataModule):
         num_workers: processes that make batches ahead.
         seed: of order and spans; by default that of `seed_everything`.
         cache_dir: where token ids are kept; by default `$LMKIT_CACHE`, else `~/.cache/lmkit`.
+        streaming: read the training text as it comes, for text that does not fit the disk: it is
+            tokenized on the way, shuffled over 64 batches, and begins again at its end. `source`
+            may then be a `datasets.IterableDataset` too. Needs a tokenizer and, to validate, a
+            `val_file`; `num_workers` is for evaluation only, one thread reads ahead.
+        epoch_batches: batches that count as an epoch of a stream.
         noise_density: share of the tokens that are taken out, in `(0, 1)`.
         mean_span: tokens in a span on average, at least 1.
         random_roll: let a row begin with a span or end without one. `False` is T5's default, where
@@ -106,6 +111,8 @@ class DenoisingDataModule(LMDataModule):
         num_workers: int = 0,
         seed: int | None = None,
         cache_dir: str | None = None,
+        streaming: bool = False,
+        epoch_batches: int = 1000,
         noise_density: float = 0.15,
         mean_span: float = 3.0,
         random_roll: bool = True,
@@ -136,6 +143,8 @@ class DenoisingDataModule(LMDataModule):
             num_workers=num_workers,
             seed=seed,
             cache_dir=cache_dir,
+            streaming=streaming,
+            epoch_batches=epoch_batches,
         )
         self.noise_density = noise_density
         self.mean_span = mean_span

@@ -59,6 +59,11 @@ class ReplacedTokenDataModule(LMDataModule):
         num_workers: processes that make batches ahead.
         seed: of order and masks; by default that of `seed_everything`.
         cache_dir: where token ids are kept; by default `$LMKIT_CACHE`, else `~/.cache/lmkit`.
+        streaming: read the training text as it comes, for text that does not fit the disk: it is
+            tokenized on the way, shuffled over 64 batches, and begins again at its end. `source`
+            may then be a `datasets.IterableDataset` too. Needs a tokenizer and, to validate, a
+            `val_file`; `num_workers` is for evaluation only, one thread reads ahead.
+        epoch_batches: batches that count as an epoch of a stream.
         mask_rate: share of the tokens that are chosen, in `(0, 1]`; ELECTRA has 0.15, and 0.25 for
             its large model. In training it is an exact count in each row.
         eval_mask_rate: the same in evaluation, whatever the training rate is, as a binomial count.
@@ -97,6 +102,8 @@ class ReplacedTokenDataModule(LMDataModule):
         num_workers: int = 0,
         seed: int | None = None,
         cache_dir: str | None = None,
+        streaming: bool = False,
+        epoch_batches: int = 1000,
         mask_rate: float = 0.15,
         eval_mask_rate: float = 0.15,
         mask_replace: float = 0.85,
@@ -123,6 +130,8 @@ class ReplacedTokenDataModule(LMDataModule):
             num_workers=num_workers,
             seed=seed,
             cache_dir=cache_dir,
+            streaming=streaming,
+            epoch_batches=epoch_batches,
         )
         if not 0.0 <= mask_replace <= 1.0:
             raise ValueError(f"mask_replace must lie in [0, 1], got {mask_replace}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,16 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from lmkit.datamodules import CausalLMDataModule, MaskedLMDataModule
+from lmkit.datamodules import (
+    CausalLMDataModule,
+    DenoisingDataModule,
+    MaskedLMDataModule,
+    ReplacedTokenDataModule,
+)
+from lmkit.datamodules.batch_plan import BatchPlan
+from lmkit.datamodules.stream import StreamLoader, WindowBatches
+from lmkit.datamodules.stream_window import TextWindow
+from lmkit.datamodules.text_rows import Text
 from lmkit.modules import MaskedLMModule
 from lmkit.types import Batch
 from tests import tiny
@@ -90,6 +100,21 @@ def test_a_loader_goes_on_where_its_state_says(
     second.load_state_dict(first.state_dict())
     rest = list(islice((b for _ in range(99) for b in second), len(whole) - stop))
     assert equal(whole, had + rest)
+
+
+@pytest.mark.parametrize("make", [DenoisingDataModule, ReplacedTokenDataModule])
+def test_every_objective_streams_and_goes_on(
+    make: Any, text: dict[str, Any], tmp_path: Path
+) -> None:
+    if make is DenoisingDataModule:
+        text["tokenizer"] = tiny.tokenizer_folder(tmp_path / "sentinels", "sentinels")
+    whole = batches(make(**text), 16)
+    first = make(**text).train_dataloader()
+    had = list(islice((b for _ in range(99) for b in first), 30))
+    second = make(**text).train_dataloader()
+    second.load_state_dict(first.state_dict())
+    assert equal(whole, had + list(islice((b for _ in range(99) for b in second), 16 * 7 - 30)))
+    assert (whole[0]["labels"] >= 0).any()
 
 
 def test_two_ranks_have_the_halves_of_each_batch(text: dict[str, Any]) -> None:
@@ -172,3 +197,53 @@ def test_what_a_stream_cannot_do_is_said(text: dict[str, Any], tmp_path: Path) -
     blank = MaskedLMDataModule(**{**text, "train_file": str(tmp_path / "blank.txt")})
     with pytest.raises(ValueError, match="only blank lines"):
         batches(blank, 1)
+    (tmp_path / "control.txt").write_text("\x01\n\x02\n")
+    control = MaskedLMDataModule(**{**text, "train_file": str(tmp_path / "control.txt")})
+    with pytest.raises(ValueError, match="the tokenizer finds no token in it"):
+        batches(control, 1)
+    with pytest.raises(ValueError, match="no file or folder"):
+        MaskedLMDataModule(**{**text, "train_file": [text["train_file"], "none.txt"]}).setup()
+
+
+class Windows:
+    """Texts of numbers, each a token, and the windows that a loader made of them."""
+
+    def __init__(self, *texts: Text) -> None:
+        self.read = list(texts)
+        self.made: list[list[int]] = []
+
+    def texts(self, report: bool = False) -> Iterator[Text]:
+        return iter(self.read)
+
+    def arrange(self, window: TextWindow, number: int) -> WindowBatches:
+        self.made.append(window.ids.tolist())
+        return WindowBatches(BatchPlan(1, 1), lambda epoch, rows: {"row": rows})
+
+    def loader(self, window_tokens: int) -> StreamLoader:
+        return StreamLoader(
+            self,
+            encode=lambda texts: [[int(word) for word in text.split()] for text in texts],
+            separator=0,
+            arrange=self.arrange,
+            window_tokens=window_tokens,
+            epoch_batches=4,
+            global_batch=1,
+        )
+
+
+def test_a_document_in_pieces_is_no_longer_than_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a file that is one document would be held in memory whole."""
+    monkeypatch.setattr("lmkit.datamodules.text_rows._CHARACTERS", 3)
+    pieces = [Text(f"{i} {i}", "file", i, ends=i == 4) for i in range(1, 5)]
+    windows = Windows(*pieces)
+    assert len(list(windows.loader(window_tokens=4))) == 4
+    assert windows.made[:2] == [[1, 1, 2, 2, 0], [3, 3, 4, 4, 0]]
+
+
+def test_documents_without_a_token_at_the_end_make_no_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lmkit.datamodules.text_rows._DOCUMENTS", 1)
+    windows = Windows(Text("1 2", "file", 1), Text(" ", "file", 2), Text(" ", "file", 3))
+    assert len(list(windows.loader(window_tokens=2))) == 4
+    assert windows.made[:3] == [[1, 2, 0]] * 3
