@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
 from lmkit.tokenization import (
     load_tokenizer,
@@ -180,6 +181,14 @@ def test_what_cannot_be_loaded_says_what_to_do(tmp_path):
         load_tokenizer(str(tmp_path / "model" / "weights.bin"))
     with pytest.raises(ValueError, match=r"no tokenizer 'no-such/name' on the Hugging Face hub"):
         load_tokenizer("no-such/name")
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2", "t5"])
+def test_a_model_saved_without_its_tokenizer_has_none(tmp_path, kind):
+    """transformers makes one that knows special tokens only, and would say nothing."""
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds no tokenizer .*config\.json.*pass another one"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_missing_special_tokens_say_what_to_do():

@@ -52,17 +52,12 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name_or_path)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError...
-        if folder.is_dir():
-            files = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
-            reason = f"the folder {folder} holds no tokenizer that transformers can read ({files})"
-            remedy = "expected tokenizer.json, vocab.txt, or vocab.json with merges.txt"
-        else:
-            reason = f"no tokenizer {name_or_path!r} on the Hugging Face hub or in its local cache"
-            remedy = (
-                "check the name and the network, pass a folder, or leave tokenizer out to "
-                "train one on the training text"
-            )
-        raise ValueError(f"{reason}; {remedy} [{_first_line(error)}]") from error
+        raise ValueError(f"{_no_tokenizer(name_or_path, folder)} [{_first_line(error)}]") from error
+    # Of a model's config alone transformers makes a tokenizer that knows special tokens only (T5's
+    # the blank too), and takes each word for unknown.
+    is_empty = len(tokenizer) - len(tokenizer.all_special_ids) < 2
+    if is_empty and not (folder / "tokenizer.json").is_file():
+        raise ValueError(_no_tokenizer(name_or_path, folder))
     _give_usual_roles(tokenizer)
     return cast(PreTrainedTokenizerBase, tokenizer)
 
@@ -128,6 +123,20 @@ def _give_usual_roles(tokenizer: Any) -> None:
         for role in roles:
             if token in vocabulary and getattr(tokenizer, role, None) is None:
                 setattr(tokenizer, role, token)
+
+
+def _no_tokenizer(name: str, folder: Path) -> str:
+    if folder.is_dir():
+        files = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
+        return (
+            f"the folder {folder} holds no tokenizer that transformers can read ({files}); "
+            "expected tokenizer.json, vocab.txt, or vocab.json with merges.txt: save it there, or "
+            "pass another one as tokenizer"
+        )
+    return (
+        f"no tokenizer {name!r} on the Hugging Face hub or in its local cache; check the name and "
+        "the network, pass a folder, or leave tokenizer out to train one on the training text"
+    )
 
 
 def _nearest(path: Path) -> str:
