@@ -89,6 +89,8 @@ class LMDataModule(LightningDataModule):
             raise ValueError(f"max_length must be at least 8, got {max_length}")
         if not 0.0 <= val_fraction < 1.0:
             raise ValueError(f"val_fraction must lie in [0, 1), got {val_fraction}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
         check_batching(batching=batching, eval_batching=eval_batching)
         check_positive(
             batch_size=batch_size, eval_batch_size=eval_batch_size, epoch_batches=epoch_batches

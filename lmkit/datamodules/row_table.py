@@ -187,7 +187,7 @@ def room_for_text(max_length: int, affixes: int) -> int:
     """Return how many tokens of text a row has beside its special tokens.
 
     Raises:
-        ValueError: none.
+        ValueError: it has no room for text.
     """
     if max_length <= affixes:
         raise ValueError(

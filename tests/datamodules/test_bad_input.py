@@ -1,5 +1,7 @@
 """Text, settings and caches that are too small, empty, out of range or damaged."""
 
+import json
+
 import pytest
 from tokenizers.processors import TemplateProcessing
 
@@ -81,6 +83,27 @@ def test_a_damaged_cache_is_mended(tmp_path, train):
         assert ids_of(ready(MaskedLMDataModule, **options).train_dataloader()) == whole
 
 
+def test_a_cache_of_another_tokenizer_is_not_taken(tmp_path, train):
+    """One of the same folder and size, in which two words have each other's ids."""
+    train_tokenizer(sentences(50), "wordpiece", 120).save_pretrained(tmp_path / "own")
+    options = {"tokenizer": str(tmp_path / "own"), "cache_dir": str(tmp_path / "cache")}
+    options |= {"mask_rate": 0.0, "seed": 1, "train_file": str(train)}
+
+    def texts():
+        data = ready(MaskedLMDataModule, **options)
+        rows = [row for batch in ids_of(data.train_dataloader()) for row in batch]
+        return rows, data.tokenizer.batch_decode(rows)
+
+    rows, before = texts()
+    path = tmp_path / "own" / "tokenizer.json"
+    state = json.loads(path.read_text())
+    words = state["model"]["vocab"]
+    words["the"], words["a"] = words["a"], words["the"]
+    path.write_text(json.dumps(state))
+    other_rows, after = texts()
+    assert rows != other_rows and before == after
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -91,6 +114,7 @@ def test_a_damaged_cache_is_mended(tmp_path, train):
         ({"masking": "letter"}, "masking must be one of token, whole_word, .*, got 'letter'"),
         ({"mask_count": "some"}, "mask_count must be one of exact, binomial, got 'some'"),
         ({"batch_size": 0}, "^batch_size must be at least 1"),
+        ({"num_workers": -1}, "num_workers must be 0 or more, got -1"),
         ({"mask_rate": 1.5}, r"mask_rate must lie in \[0, 1\], got 1.5"),
         ({"random_from": "words"}, "random_from must be non_special or vocab, got 'words'"),
         ({"document": "page"}, "document must be one of"),
