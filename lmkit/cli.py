@@ -254,7 +254,9 @@ def _is_for_users(error: Exception) -> bool:
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
-        return trace is not None and trace.tb_frame.f_globals["__name__"].startswith("lmkit.")
+        raiser = "" if trace is None else str(trace.tb_frame.f_globals["__name__"])
+        # Early stopping names the metrics that there are, where the one to watch is none of them.
+        return raiser.startswith(("lmkit.", "lightning.pytorch.callbacks.early_stopping"))
     # Lightning's own class for wrong settings is known by its name: to import it takes seconds.
     is_lightnings = any(c.__name__ == "MisconfigurationException" for c in type(error).__mro__)
     return isinstance(error, ValueError | OSError | ImportError) or is_lightnings

@@ -275,23 +275,23 @@ def build(args: Sequence[str], name: str | None = None, tuned: bool = False) -> 
 
     Raises:
         SystemExit: the command line is wrong (code 2), or help was asked for (code 0).
-        ValueError: a setting or the checkpoint is wrong.
-        FileNotFoundError: the checkpoint is missing.
+        ValueError, FileNotFoundError: a setting or the checkpoint is wrong, or missing.
     """
     quieten()
     # A config may name classes of the folder that one works in, as in `python -m`.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    words, root = list(args), None if name is None else f"runs/{name}"
-    checkpoint = Path(option_of(words, "--ckpt_path") or "")
+    words, named = list(args), option_of(args, "--ckpt_path") or ""
     has_config = {"-c", "--config"} & {word.split("=")[0] for word in words}
-    if not has_config and checkpoint.is_file() and (base := base_config(checkpoint)) is not None:
-        words[1:1] = ["--config", base]
-        folder = "--trainer.default_root_dir"
-        if checkpoint.parent.name == "checkpoints" and option_of(words, folder) is None:
-            # The run may have been moved, or the config may be relative to another folder.
-            words.append(f"{folder}={checkpoint.parent.parent}")
-    return LMCLI(words, root, tuned)
+    if not has_config and named not in ("", "last", "best"):
+        found = find_checkpoint(named, (), resume=False)
+        if found and found.is_file() and (base := base_config(found)) is not None:
+            words[1:1] = ["--config", base]
+            folder = "--trainer.default_root_dir"
+            if found.parent.name == "checkpoints" and option_of(words, folder) is None:
+                # The run may have been moved, or the config may be relative to another folder.
+                words.append(f"{folder}={found.parent.parent}")
+    return LMCLI(words, None if name is None else f"runs/{name}", tuned)
 
 
 def _word(class_path: str) -> str:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
 
 from lmkit import __version__, cli
 from tests.tiny_run import ROOT, lmkit
@@ -132,6 +134,15 @@ def test_ctrl_c_before_the_run_has_the_code_of_a_shell():
 def test_a_bug_shows_its_trace():
     with pytest.raises(TypeError, match="unsupported"):
         cli._guard(raising(TypeError("unsupported")), 2)
+
+
+def test_a_metric_to_watch_that_is_not_there_is_no_bug(capsys):
+    def watch():
+        stop = EarlyStopping("val/f1", strict=True)
+        stop._validate_condition_metric({"val/loss": torch.zeros(())})
+
+    assert cli._guard(lambda: watch, 2) == 1
+    assert "`val/f1` which is not available" in capsys.readouterr().err
 
 
 def test_debug_shows_the_trace_of_every_error(monkeypatch):

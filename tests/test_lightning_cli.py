@@ -172,6 +172,11 @@ def test_an_evaluation_does_not_start_without_a_checkpoint(word, tmp_path, capsy
     assert "there is no checkpoint in runs/tiny/checkpoints" in capsys.readouterr().err
 
 
+def test_a_path_that_is_no_checkpoint_is_named_without_a_config_too(tmp_path, capsys):
+    assert lmkit("predict --ckpt_path runs/none.ckpt --data.predict_file=texts.txt") == 2
+    assert "there is no checkpoint at runs/none.ckpt" in capsys.readouterr().err
+
+
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
     # Windows of two batches; the checkpoint is of step 8, in the middle of the second epoch.
     options = {"accumulate_grad_batches": 2, "val_check_interval": 1.0}

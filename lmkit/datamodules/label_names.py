@@ -6,11 +6,18 @@ import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoConfig
 
 from .text_rows import BadRows
 
-__all__ = ["align_labels", "label_number", "network_labels", "sorted_labels"]
+__all__ = [
+    "align_labels",
+    "label_number",
+    "network_labels",
+    "sorted_labels",
+    "warn_of_mixed_labels",
+]
 
 
 def sorted_labels(names: Collection[str]) -> list[str]:
@@ -46,6 +53,22 @@ def align_labels(found: Sequence[str], own: Sequence[str], trained: bool) -> lis
     # A row with a label that a trained head does not know is a bad row, and named as one.
     knows_all = all(name in own for name in found)
     return list(own) if trained or knows_all else list(found)
+
+
+def warn_of_mixed_labels(found: Mapping[str, str]) -> None:
+    """Warn where some labels are numbers and others names, which is mostly a slip.
+
+    Args:
+        found: name of each class -> where it stands.
+    """
+    numbers = [name for name in found if name.removeprefix("-").isdecimal()]
+    names = [name for name in found if name not in numbers]
+    if numbers and names:
+        rank_zero_warn(
+            f"labels are both numbers and names: {numbers[0]!r} ({found[numbers[0]]}) and "
+            f"{names[0]!r} ({found[names[0]]}); each is a class of its own. Correct those that "
+            "should be the same"
+        )
 
 
 def label_number(

@@ -227,7 +227,7 @@ def _name(value: Any) -> str:
             f"a label must be one name or number, got {value!r}; for several labels an example "
             "pass task='multi_label'"
         )
-    if value is None:
+    if value is None or value != value:  # NaN, with which pandas fills gaps
         return ""
     if isinstance(value, bool):
         return str(value).lower()

@@ -165,10 +165,10 @@ def choose_column(
         if wanted in columns:
             return wanted
         near = difflib.get_close_matches(wanted, columns, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(
             f"{place}: no column {wanted!r} ({argument}); there are "
-            f"{', '.join(map(repr, columns)) or 'none'}{hint}. If the file has no header, pass "
+            f"{', '.join(map(repr, columns)) or 'none'}{hint} If the file has no header, pass "
             "column_names"
         )
     lowered = {column.lower(): column for column in reversed(columns)}

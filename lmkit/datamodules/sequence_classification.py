@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..tokenization import require_pad_token
 from .example_collator import ExampleCollator
 from .example_table import Columns, ExampleTable
-from .label_names import label_number, sorted_labels
+from .label_names import label_number, sorted_labels, warn_of_mixed_labels
 from .labelled_texts import LabelledText, TextColumns, read_labelled_texts
 from .loader import Collate
 from .records import DatasetRecords, RecordSource
@@ -152,8 +152,11 @@ class SequenceClassificationDataModule(TaskDataModule):
             return []
         if isinstance(self.columns.label, tuple):
             return list(self.columns.label)
-        found = {name for example in examples for name in example.labels or ()}
-        return self._order if found <= set(self._order) and self._order else sorted_labels(found)
+        found = {n: f"{e.file}, line {e.line}" for e in reversed(examples) for n in e.labels or ()}
+        if self._order and set(found) <= set(self._order):
+            return self._order
+        warn_of_mixed_labels(found)
+        return sorted_labels(found)
 
     def stratum(self, example: LabelledText) -> tuple[str, ...] | None:
         """Return the class, or the classes together."""

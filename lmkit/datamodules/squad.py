@@ -135,7 +135,12 @@ def _questions_of(
     if "paragraphs" not in article:
         yield article
         return
-    for number, paragraph in enumerate(article["paragraphs"], 1):
+    paragraphs = article["paragraphs"]
+    if not isinstance(paragraphs, list):
+        fault = f"the 'paragraphs' of {article.get('title')!r} are no list"
+        bad(path, lines.line, fault, "Correct it")
+        return
+    for number, paragraph in enumerate(paragraphs, 1):
         context = paragraph.get("context") if isinstance(paragraph, dict) else None
         questions = paragraph.get("qas") if isinstance(paragraph, dict) else None
         if not isinstance(context, str) or not isinstance(questions, list):
@@ -217,7 +222,9 @@ def _answers(given: Any, row: Mapping[str, Any], context: str) -> Iterator[Answe
                 f"{json.dumps(given, default=str)[:80]}"
             )
         given = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
-    for answer in given or []:
+    if given is not None and not isinstance(given, list | tuple):
+        raise ValueError(f"expected a list of answers, got {given!r}")
+    for answer in given or ():
         if not isinstance(answer, Mapping) or not isinstance(answer.get("text"), str):
             raise ValueError(f"expected an answer with a 'text', got {answer!r}")
         yield _located(answer["text"], answer.get("answer_start"), context)

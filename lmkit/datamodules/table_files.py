@@ -114,13 +114,15 @@ def json_rows(
     path: Path, lines: Iterable[tuple[int, str]], bad: BadRows
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the object of each line that is not blank."""
+    begun = False
     for number, line in lines:
         if not line.strip():
             continue
+        is_first, begun = not begun, True
         try:
             row = json.loads(line)
         except ValueError as error:
-            if line.strip() in ("[", "{") or line.lstrip().startswith("[{"):
+            if is_first and (line.strip() in ("[", "{") or line.lstrip().startswith("[{")):
                 raise ValueError(_one_document(path, number)) from error
             bad(path, number, f"not valid JSON ({error})", "Correct the line")
             continue

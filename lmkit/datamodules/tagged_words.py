@@ -118,10 +118,8 @@ class TaggedWordsReader:
         wanted = None if self.word_column is None else str(self.word_column)
         column = choose_column(columns, wanted, _WORDS + _TEXT, "word_column", where)
         if column is None:
-            raise ValueError(
-                f"{where}: which column has the words or the text? Pass word_column; there are "
-                f"{', '.join(map(repr, columns))}"
-            )
+            self._without("words or the text", "word_column", record)
+            return None
         words = record.values[column]
         tags = None
         if self.labelled:
@@ -130,14 +128,17 @@ class TaggedWordsReader:
             name = choose_column(columns, wanted, usual, "tag_column", where)
             if name is None:
                 what = "spans of the text" if isinstance(words, str) else "tags of the words"
-                raise ValueError(
-                    f"{where}: which column has the {what}? Pass tag_column; there are "
-                    f"{', '.join(map(repr, columns))}"
-                )
+                self._without(what, "tag_column", record)
+                return None
             tags = record.values[name]
         if isinstance(words, str):
             return self._of_spans(words, tags, record)
         return self._of_lists(words, tags, column, record)
+
+    def _without(self, what: str, argument: str, record: Record) -> None:
+        there = ", ".join(map(repr, record.values)) or "none"
+        fault = f"which column has the {what}? There are {there}"
+        self.bad(record.file, record.line, fault, f"Pass {argument}")
 
     def _of_lists(self, words: Any, tags: Any, column: str, record: Record) -> TaggedText | None:
         fault = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import zlib
 from collections.abc import Iterator
@@ -56,6 +57,8 @@ def _undecodable(error: UnicodeDecodeError, encoding: str) -> tuple[str, str]:
     name = encoding.removesuffix("-sig")
     fault = f"byte 0x{error.object[error.start]:02x} at position {error.start} is not {name}"
     other = "latin-1" if name == "utf-8" else "utf-8"
+    if error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        other = "utf-16"
     return fault, f"Convert the file, pass its encoding (perhaps encoding={other!r})"
 
 

@@ -56,7 +56,8 @@ class BadRows:
         """Report the row at `file`, `line`; raises `ValueError` unless rows are skipped."""
         message = f"{file}, line {line}: {fault}"
         if self.policy == "error":
-            raise ValueError(f"{message}. {remedy}, or pass on_bad_row='skip'")
+            end = "" if message.endswith("?") else "."
+            raise ValueError(f"{message}{end} {remedy}, or pass on_bad_row='skip'")
         self.count += 1
         self.first = self.first or message
 

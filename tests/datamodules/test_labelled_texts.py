@@ -120,6 +120,7 @@ def test_one_label_in_different_types_is_one_label(read):
         ({"text": "a", "label": ""}, "the label 'label' is missing"),
         ({"text": "a", "label": None}, "the label 'label' is missing"),
         ({"text": "a"}, "the label 'label' is missing"),
+        ({"text": "a", "label": float("nan")}, "the label 'label' is missing"),
         ({"text": "a", "label": ["x", "y"]}, "must be one name or number, .* task='multi_label'"),
         ({"text": "a", "label": {"x": 1}}, "must be one name or number"),
     ],

@@ -149,6 +149,12 @@ def test_a_validation_label_that_training_never_saw_names_file_and_line(ready):
     assert data.statistics["val/examples"] == 1
 
 
+def test_labels_that_mix_numbers_and_names_are_told_with_their_lines(ready):
+    with pytest.warns(UserWarning, match=r"'1' \(.*a\.csv, line 42\) and 'bad' \(.*line 3\)"):
+        data = ready(CSV + "a fox,1\n")
+    assert data.labels == ["1", "bad", "good"]
+
+
 def test_no_example_left_is_an_error_that_names_the_split(ready):
     with pytest.raises(ValueError, match="val: there is no example left"):
         ready(CSV, val="text,label\na dog,x\n", on_bad_row="skip")

@@ -115,6 +115,7 @@ BAD = {
         "as many 'text' as 'answer_start'",
     ),
     "bare texts": ({"id": "q1", "question": "Who ?", "answers": ["fox"]}, "got 'fox'"),
+    "a number": ({"id": "q1", "question": "Who ?", "answers": 5}, "a list of answers, got 5"),
 }
 
 
@@ -143,6 +144,16 @@ def test_a_file_that_is_no_json_of_questions_is_named(text: str, tmp_path: Path)
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=r"a\.json.*(neither one JSON|expected a list)"):
         read(tmp_path / "a.json")
+
+
+def test_an_article_without_paragraphs_is_bad(tmp_path: Path) -> None:
+    document = nested(question(2, ("fox", 10)))
+    document["data"].insert(0, {"title": "Moons", "paragraphs": None})
+    path = write(tmp_path / "a.json", document)
+    with pytest.raises(ValueError, match=r"a\.json, line \d+: the 'paragraphs' of 'Moons' are no"):
+        read(path)
+    bad = BadRows("skip")
+    assert [q.id for q in read(path, bad=bad)] == ["q2"] and bad.count == 1
 
 
 def test_answers_are_not_read_for_prediction(tmp_path: Path) -> None:

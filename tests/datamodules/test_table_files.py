@@ -166,6 +166,19 @@ def test_a_line_that_is_no_object_is_bad(write, line):
     assert rows(path, bad=BadRows("skip")) == [(2, {"text": "a"})]
 
 
+def test_a_line_that_is_cut_short_behind_others_is_a_bad_line_and_no_document(write):
+    path = write("a.jsonl", '{"text": "a"}\n{\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: not valid JSON"):
+        rows(path)
+    assert rows(path, bad=BadRows("skip")) == [(1, {"text": "a"})]
+
+
+def test_utf_16_read_as_utf_8_is_told(write):
+    path = write("a.csv", CSV.encode("utf-16"))
+    with pytest.raises(ValueError, match=r"line 1: .*perhaps encoding='utf-16'"):
+        rows(path)
+
+
 @pytest.mark.parametrize(
     ("name", "raw", "message"),
     [

@@ -251,6 +251,7 @@ def test_a_row_that_is_none_names_file_and_line(ready, row, message):
     rows = [{"tokens": ["fox"], "tags": ["B-PER"]}, row]
     with pytest.raises(ValueError, match=rf"a\.jsonl, line 2: .*{message}"):
         ready(rows, "a.jsonl")
+    assert ready(rows, "a.jsonl", on_bad_row="skip").statistics["train/examples"] == 1
 
 
 def test_a_tag_that_training_never_saw_names_its_line(ready, tmp_path):
