@@ -147,7 +147,7 @@ class MultipleChoiceDataModule(TaskDataModule):
         """Return nothing: the head gives one number for a choice, whatever it is called."""
         return {}
 
-    def lengths(self, table: ExampleTable) -> NDArray[np.int64]:
+    def lengths(self, table: ExampleTable, training: bool = False) -> NDArray[np.int64]:
         """Return the length of each question's longest choice, which the others are padded to."""
         each = table.ragged("choice_lengths")
         return np.maximum.reduceat(each.values.astype(np.int64), each.bounds[:-1])

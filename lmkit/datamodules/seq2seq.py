@@ -176,7 +176,7 @@ class Seq2SeqDataModule(TaskDataModule):
             "truncated": cut | also,
         }
 
-    def lengths(self, table: ExampleTable) -> NDArray[np.int64]:
+    def lengths(self, table: ExampleTable, training: bool = False) -> NDArray[np.int64]:
         """Return the tokens of source and target together: int64 `[N]`."""
         return table.ragged("input_ids").lengths + table.ragged("labels").lengths
 

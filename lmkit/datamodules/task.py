@@ -140,7 +140,7 @@ class TaskDataModule(LightningDataModule):
     def classes(self, table: ExampleTable) -> NDArray[np.int64] | None:
         """Return the class of each training example where all are to come as often, else `None`."""
 
-    def lengths(self, table: ExampleTable) -> NDArray[np.int64]:
+    def lengths(self, table: ExampleTable, training: bool = False) -> NDArray[np.int64]:
         """Return how long each example is, by which they are brought together: int64 `[N]`."""
         return table.ragged("input_ids").lengths
 
@@ -194,7 +194,7 @@ class TaskDataModule(LightningDataModule):
         """Return the training batches, drawn anew each epoch."""
         table = self.table("train")
         overfit = bool(getattr(self.trainer, "overfit_batches", 0))
-        lengths, batches = self.lengths(table), step_batches(self.trainer)
+        lengths, batches = self.lengths(table, training=True), step_batches(self.trainer)
         how = *ranks(self.trainer), None if overfit else self.seed, self.classes(table)
         plan = LengthPlan(lengths, self.batch_size, *how, accumulate=batches)
         return ResumableLoader(

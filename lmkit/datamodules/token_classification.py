@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..functional.tagging import Scheme, detect_scheme, parse_tag, to_bio
 from ..tokenization.word_pieces import PiecedWords, piece_encoder
 from ..tokenization.word_windows import WordLayout
@@ -13,6 +16,7 @@ from .example_collator import ExampleCollator
 from .example_table import Columns, ExampleTable
 from .label_names import label_number, sorted_labels
 from .loader import Collate
+from .packed_batches import PackedCollator
 from .records import RecordSource
 from .source_resolution import Files
 from .tagged_words import TaggedText, TaggedWordsReader
@@ -40,6 +44,9 @@ class TokenClassificationDataModule(TaskDataModule):
     and prediction the windows of a sentence stay together, and each word has its tag from the
     window in which it is farther from the border. So no word is lost. Only of a single word that
     is longer than a row the last pieces are left out, which is counted.
+
+    The sentences of a training batch are drawn at random, whatever their lengths, and share rows
+    where they fit and the network keeps them apart.
 
     Args:
         source: a hub name, files, globs, a folder with train, dev and test files, or a `datasets`
@@ -201,9 +208,15 @@ class TokenClassificationDataModule(TaskDataModule):
         """Return what makes batches: of rows in training, of whole sentences in evaluation."""
         assert self.tokenizer is not None
         layout = WordLayout.of(self.tokenizer, self.max_length)
-        if training:
-            return ExampleCollator(table, layout.pad_id, ragged={"labels": IGNORE_INDEX})
-        return WordCollator(table, layout)
+        if not training:
+            return WordCollator(table, layout)
+        keeps_apart = getattr(self.trainer and self.trainer.lightning_module, "keeps_apart", None)
+        make = PackedCollator if keeps_apart and keeps_apart(self.max_length) else ExampleCollator
+        return make(table, layout.pad_id, {"labels": IGNORE_INDEX})
+
+    def lengths(self, table: ExampleTable, training: bool = False) -> NDArray[np.int64]:
+        """Return one length for all in training: sentences meet at random, see `PackedCollator`."""
+        return np.ones(len(table), np.int64) if training else super().lengths(table)
 
     def settings(self) -> dict[str, Any]:
         """Return how tags are read and pieces labelled."""

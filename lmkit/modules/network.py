@@ -146,7 +146,7 @@ def usable_positions(network: PreTrainedModel) -> int | None:
     RoBERTa and its kin number positions from the padding id on, and lose as many.
     """
     positions = getattr(network.config, "max_position_embeddings", None)
-    if positions is None:
+    if positions is None or positions < 0:  # XLNet's -1
         return None
     for name, module in network.named_modules():
         if (

@@ -28,7 +28,7 @@ from .entity_metrics import (
     entity_rows,
 )
 from .network import usable_positions
-from .network_inputs import network_inputs
+from .network_inputs import check_packing, network_inputs
 from .token_metrics import TokenMean
 from .word_predictions import label_list, outside_label, read_rows, row_record, word_choices
 from .word_samples import tagged_samples
@@ -120,6 +120,14 @@ class TokenClassificationModule(LMModule):
         logits = self._logits(batch)
         loss, count = token_cross_entropy(logits, batch["labels"])
         return StepOutput(loss, count, logits)
+
+    def keeps_apart(self, longest: int) -> bool:
+        """Whether sentences may share a row of up to `longest` tokens, each as if it were alone."""
+        try:
+            check_packing(self.network, longest, causal=self.is_causal)
+        except ValueError:
+            return False
+        return True
 
     def build_metrics(self) -> dict[str, Metric]:
         """Make loss and accuracy, and where labels spell entities their scores."""

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForTokenClassification,
+    BertModel,
+)
 
 from lmkit.modules.frozen_base import fingerprint
 from lmkit.modules.network import build_network, check_fit, usable_positions
@@ -90,6 +95,12 @@ def test_fingerprint_tells_trained_weights_apart() -> None:
 def test_a_wrong_model_is_named(auto: Any, model: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_network(auto, model)
+
+
+def test_a_network_with_relative_positions_alone_has_no_bound() -> None:
+    sizes = {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 32, "vocab_size": 99}
+    network = build_network(AutoModelForTokenClassification, {"model_type": "xlnet", **sizes})[0]
+    assert usable_positions(network) is None
 
 
 @pytest.mark.parametrize(("name", "expected"), [("bert", 66), ("roberta", 65), ("gpt2", 64)])

@@ -6,10 +6,12 @@ import random
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from seqeval.metrics import f1_score
 from torch.nn.functional import cross_entropy
 
 import lmkit.modules.token_classification as subject
+from lmkit.datamodules.example_collator import ExampleCollator
 from lmkit.datamodules.token_classification import TokenClassificationDataModule
 from lmkit.modules.token_classification import TokenClassificationModule
 from lmkit.modules.word_predictions import TaggedRow, row_record, word_choices
@@ -239,6 +241,42 @@ def test_a_head_of_other_labels_is_replaced_and_one_of_these_is_kept(tmp_path, c
         make_trainer(max_steps=1).fit(other, make(folder, pos=True)[1])
     assert other.network.config.id2label == dict(enumerate(["L0", "L1", "L2", "L3"]))
     assert "classifier" in caplog.text
+
+
+class Keep(Callback):
+    """Keeps the batches of a fit."""
+
+    def __init__(self):
+        self.batches = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches.append(batch)
+
+
+@pytest.mark.parametrize("model", ["bert", "roberta", "distilbert", "electra", "modernbert"])
+def test_sentences_that_share_a_row_are_trained_on_as_if_each_were_alone(model, tmp_path):
+    module, data = make(tmp_path, model=model)
+    keep = Keep()
+    make_trainer(keep, max_steps=2).fit(module, data)
+    table, module = data.table("train"), module.eval()
+    assert max(int(batch["segment_ids"].max()) for batch in keep.batches) > 1
+    for position, batch in enumerate(keep.batches):
+        rows = data.train_dataloader().plan.batch(0, position)
+        alone = ExampleCollator(table, data.tokenizer.pad_token_id, {"labels": -100})(0, rows)
+        one, other = module.step(batch), module.step(alone)
+        assert one.items == other.items == (alone["labels"] >= 0).sum()
+        assert torch.allclose(one.loss, other.loss, atol=1e-5)
+
+
+def test_sentences_have_rows_of_their_own_where_the_network_would_mix_them(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("it mixes them")
+
+    monkeypatch.setattr(subject, "check_packing", refuse)
+    module, data = make(tmp_path)
+    keep = Keep()
+    make_trainer(keep, max_steps=2).fit(module, data)
+    assert all(len(b["index"]) == 8 and "segment_ids" not in b for b in keep.batches)
 
 
 @pytest.mark.parametrize("model", ["roberta", "distilbert", "electra", "modernbert"])
