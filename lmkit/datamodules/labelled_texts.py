@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from .text_lines import numbered_lines
 from .text_rows import BadRows
 
 __all__ = ["LabelledText", "TextColumns", "read_labelled_texts"]
+
+log = logging.getLogger("lmkit")
 
 _TEXTS = ("text", "sentence", "content", "review", "tweet", "document", "question", "body")
 _LABELS = ("label", "labels", "class", "category", "target", "sentiment", "intent", "score")
@@ -160,6 +163,12 @@ def _choose(record: Record, columns: TextColumns, labelled: bool) -> _Chosen:
         if len(strings) != 1:
             raise ValueError(_unclear("text", place, names))
         text = strings[0]
+        log.warning(
+            "%s: the column %r is taken for the text, as no other could be it; if this is a first "
+            "row and no header, pass column_names",
+            place,
+            text,
+        )
     return _Chosen(text, pair, label)
 
 

@@ -87,6 +87,13 @@ def test_names_of_columns_stand_for_a_header(read):
     assert short(found) == [("good film", None, ("1",)), ("bad film", None, ("0",))]
 
 
+def test_a_text_column_that_is_guessed_by_elimination_is_told(read, caplog):
+    with caplog.at_level("WARNING", logger="lmkit"):
+        found = read("Arrived broken.\nVery good.\n", "a.csv", labelled=False)
+    assert [example.text for example in found] == ["Very good."]
+    assert "the column 'Arrived broken.' is taken for the text" in caplog.text
+
+
 def test_each_file_has_columns_of_its_own(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\na,x\n")
     (tmp_path / "b.tsv").write_text("class\tsentence\nx\tb\n")
