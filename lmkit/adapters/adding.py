@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..modules import LMModule
+from ..modules.frozen_base import mark
 from ..surgery.adapter import check_name
 from ..surgery.adapter_state import as_plain_lora, other_tensors, place_of, put_tensors
 from ..surgery.bottleneck import layer_width
@@ -21,7 +22,7 @@ from ..surgery.injection import bare_layer
 from ..surgery.lora import LoRA
 from ..surgery.prefix_tuning import PrefixTuning
 from ..surgery.tuning import head_parameters
-from .stored import StoredAdapter, mark, read_adapter
+from .stored import StoredAdapter, read_adapter
 
 __all__ = ["add_adapter"]
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..modules import LMModule
+from ..modules.frozen_base import mark
 from ..surgery import from_spec, to_spec
 from ..surgery.adapter_state import adapter_tensors, other_tensors
 from ..surgery.composition import active_adapters
@@ -26,7 +27,7 @@ from ..surgery.prompt_encoder import SoftPrompt
 from ..surgery.prompt_tuning import PromptTuning
 from ..surgery.sites import base_name
 from ..surgery.tuning import head_parameters
-from .stored import NOTE, WEIGHTS, choose, mark, named_surgeries
+from .stored import NOTE, WEIGHTS, choose, named_surgeries
 
 __all__ = ["write_adapter"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -10,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,7 +19,7 @@ from ..surgery import from_spec
 from ..surgery.adapter_state import adapter_tensors, other_tensors, place_of
 from ..surgery.peft_folder import read_peft_folder
 
-__all__ = ["NOTE", "WEIGHTS", "StoredAdapter", "choose", "mark", "named_surgeries", "read_adapter"]
+__all__ = ["NOTE", "WEIGHTS", "StoredAdapter", "choose", "named_surgeries", "read_adapter"]
 
 #: Of a folder: what lmkit notes of it, and the weights of an adapter that peft does not know.
 NOTE, WEIGHTS = "lmkit.json", "adapter.safetensors"
@@ -41,7 +39,7 @@ class StoredAdapter:
         fresh: names of those that no base has, such as the head's.
         labels: the names of the classes, `None` if they are not known.
         base: name and fingerprint of the base, as far as they are known.
-        marks: hashes of frozen weights by plain name, see `mark`.
+        marks: hashes of frozen weights by plain name, see `lmkit.modules.frozen_base.mark`.
         changed: names of weights of the base that are not as they were.
     """
 
@@ -110,19 +108,6 @@ def choose(names: Iterable[str], active: Mapping[str, float] | None, wanted: str
     if not known:
         raise ValueError("there is no adapter")
     raise ValueError(f"there are the adapters {', '.join(known)}: name the one that is meant")
-
-
-def mark(weight: Tensor) -> str:
-    """Hash the shape of a weight and up to 4096 of its values at even distances.
-
-    Returns:
-        16 hexadecimal digits.
-    """
-    flat = weight.detach().reshape(-1)
-    values = flat[:: max(1, flat.numel() // 4096)][:4096].to("cpu", torch.float32)
-    digest = hashlib.blake2b(f"{tuple(weight.shape)} ".encode(), digest_size=8)
-    digest.update(values.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _from_checkpoint(path: Path, adapter: str | None) -> StoredAdapter:

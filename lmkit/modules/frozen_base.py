@@ -28,6 +28,7 @@ __all__ = [
     "leave_out",
     "leaves_out",
     "left_out",
+    "mark",
     "marks_kept",
     "name_base",
     "on_base_of",
@@ -70,7 +71,7 @@ def describe_base(network: PreTrainedModel, loaded: Collection[str]) -> dict[str
     known = set(loaded)
     return {
         "fingerprint": fingerprint(network, loaded),
-        "weights": {name: _mark(p) for name, p in weights.items() if name in known},
+        "weights": {name: mark(p) for name, p in weights.items() if name in known},
         "fresh": sorted(weights.keys() - known),
     }
 
@@ -113,7 +114,7 @@ def marks_kept(module: LMModule) -> Iterator[None]:
     same = {base_name(name) for name in _as_in_base(module)}
     yield
     now = module.network.named_parameters(remove_duplicate=False) if marks else ()
-    again = {base_name(name): _mark(p) for name, p in now if base_name(name) in same}
+    again = {base_name(name): mark(p) for name, p in now if base_name(name) in same}
     module.base = module.base | ({"weights": marks | again} if marks else {})
 
 
@@ -242,13 +243,24 @@ def on_base_of(saved: Mapping[str, Any], named: Any, path: Any) -> Iterator[dict
         _saved_settings.reset(token)
 
 
+def mark(weight: Tensor) -> str:
+    """Hash the shape of a weight and up to 4096 of its values at even distances.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(f"{tuple(weight.shape)} ".encode(), digest_size=8)
+    digest.update(_sampled(weight))
+    return digest.hexdigest()
+
+
 def _as_in_base(module: LMModule) -> dict[str, nn.Parameter]:
     """Return the weights that still have the values of the base, by name."""
     marks = module.base.get("weights", {})
     return {
         name: parameter
         for name, parameter in module.network.named_parameters(remove_duplicate=False)
-        if base_name(name) in marks and _mark(parameter) == marks[base_name(name)]
+        if base_name(name) in marks and mark(parameter) == marks[base_name(name)]
     }
 
 
@@ -260,12 +272,6 @@ def _lacks_frozen(module: LMModule, checkpoint: Mapping[str, Any]) -> bool:
     return any(
         name not in there and id(p) not in tied and not p.requires_grad for name, p in known.items()
     )
-
-
-def _mark(weight: Tensor) -> str:
-    digest = hashlib.blake2b(f"{tuple(weight.shape)} ".encode(), digest_size=8)
-    digest.update(_sampled(weight))
-    return digest.hexdigest()
 
 
 def _sampled(weight: Tensor) -> bytes:
