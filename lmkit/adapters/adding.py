@@ -21,7 +21,7 @@ from ..surgery.folding import is_folded
 from ..surgery.injection import bare_layer
 from ..surgery.lora import LoRA
 from ..surgery.prefix_tuning import PrefixTuning
-from ..surgery.tuning import head_parameters
+from .head import find_head, own_head, take_head, widen_head
 from .stored import StoredAdapter, read_adapter
 
 __all__ = ["add_adapter"]
@@ -42,7 +42,8 @@ def add_adapter(
 
     The base is frozen, as it is when an adapter is trained, and so is a head that it brought along.
     A module has one head. That of the source stays there unless `head` is set, and then takes the
-    place of the module's own.
+    place of the module's own. It may be for other classes if the module's was drawn at random, and
+    not trained since.
 
     Args:
         module: changed in place; its network is built if it is not yet.
@@ -56,7 +57,8 @@ def add_adapter(
     Raises:
         FileNotFoundError: there is nothing at `source`.
         ValueError: the name is taken, the source holds no such adapter, or it was trained on
-            another base; or the head has other classes. Nothing is changed then.
+            another base; or the head has other classes than one that was trained or came with the
+            base. Nothing is changed then.
 
     Example:
         >>> from lmkit.modules import MaskedLMModule
@@ -78,15 +80,16 @@ def add_adapter(
     surgeries, tensors = _ready(stored, network)
     _check_places(network, surgeries, tensors, stored.where)
     _check_base(module, stored)
-    heads = _head(module, stored) if head else {}
+    heads = find_head(module, stored) if head else {}
     active = active_adapters(network)
+    widen_head(module, heads)
     for surgery in surgeries:
         module.operate(replace(surgery, name=name, head=False))
     put_tensors(network, name, tensors)
-    _take_head(module, heads, stored)
+    take_head(module, heads, stored)
     use_adapters(network, active or {name: 1.0})
     network.train(training)
-    if not head and any(key in stored.others for key in _own_head(module)):
+    if not head and any(key in stored.others for key in own_head(module)):
         rank_zero_info(
             f"the head that {stored.where} was trained with stays there; add_adapter(..., "
             "head=True) takes it along"
@@ -150,7 +153,7 @@ def _check_base(module: LMModule, stored: StoredAdapter) -> None:
     """
     network = module.network
     own = other_tensors(dict(network.named_parameters(remove_duplicate=False)))
-    apart = {*_own_head(module), *stored.fresh, *stored.changed, *_changed(network)}
+    apart = {*own_head(module), *stored.fresh, *stored.changed, *_changed(network)}
     shared = [key for key in own if key not in apart]
     values = [key for key in shared if key in stored.others]
     marks = [key for key in shared if key in stored.marks]
@@ -185,41 +188,6 @@ def _check_base(module: LMModule, stored: StoredAdapter) -> None:
         )
 
 
-def _own_head(module: LMModule) -> set[str]:
-    """Return the names of what the base does not decide: the head, and what was drawn at random."""
-    head = other_tensors(dict(head_parameters(module.network)))
-    return {*head, *module.base.get("fresh", ())}
-
-
-def _head(module: LMModule, stored: StoredAdapter) -> dict[str, Tensor]:
-    """Return the weights to be taken over, by the names that they have here."""
-    own = other_tensors(dict(module.network.named_parameters()))
-    wanted = {key for key in own if key in {*_own_head(module), *stored.fresh}}
-    found = {key: stored.others[key] for key in own if key in wanted and key in stored.others}
-    if not found:
-        raise ValueError(f"{stored.where} has no head for a {type(module.network).__name__}")
-    labels = module.network.config.id2label
-    for key, tensor in found.items():
-        if own[key].shape != tensor.shape:
-            raise ValueError(
-                f"the head in {stored.where} is for other classes ({_listed(stored.labels)}) than "
-                f"this module's ({_listed(labels)}): {key} is {tuple(tensor.shape)} instead of "
-                f"{tuple(own[key].shape)}; build the module with these classes, or leave the head"
-            )
-    return found
-
-
-@torch.no_grad()
-def _take_head(module: LMModule, heads: dict[str, Tensor], stored: StoredAdapter) -> None:
-    own = other_tensors(dict(module.network.named_parameters()))
-    for key, tensor in heads.items():
-        own[key].copy_(tensor)
-    config = module.network.config
-    if heads and stored.labels and len(stored.labels) == config.num_labels:
-        config.id2label = dict(stored.labels)
-        config.label2id = {name: number for number, name in stored.labels.items()}
-
-
 def _widths(layer: Any) -> tuple[int, int] | None:
     inside = bare_layer(layer)
     return layer_width(layer) if isinstance(inside, nn.Linear | Conv1D) else None
@@ -242,7 +210,3 @@ def _changed(network: nn.Module) -> set[str]:
         if getattr(layer, "starts", None)
         for key in other_tensors({f"{name}.weight": torch.empty(0)})
     }
-
-
-def _listed(labels: Any) -> str:
-    return ", ".join(map(str, (labels or {}).values())) or "unnamed"

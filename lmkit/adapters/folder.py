@@ -65,6 +65,7 @@ def write_adapter(
     said: dict[str, Any] = {
         "base": module.base.get("name"),
         "labels": network.config.id2label if trained else None,
+        "problem": network.config.problem_type if trained else None,
         "weights": _marks(module, trained),
     }
     (one, *more) = surgeries

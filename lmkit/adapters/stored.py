@@ -38,6 +38,7 @@ class StoredAdapter:
         others: weights of the network that are no adapter's, by plain name: at least the head.
         fresh: names of those that no base has, such as the head's.
         labels: the names of the classes, `None` if they are not known.
+        problem: the kind of its task as the config says it, `None` if that is not known.
         base: name and fingerprint of the base, as far as they are known.
         marks: hashes of frozen weights by plain name, see `lmkit.modules.frozen_base.mark`.
         changed: names of weights of the base that are not as they were.
@@ -49,6 +50,7 @@ class StoredAdapter:
     others: dict[str, Tensor]
     fresh: set[str] = field(default_factory=set)
     labels: dict[int, str] | None = None
+    problem: str | None = None
     base: dict[str, Any] = field(default_factory=dict)
     marks: dict[str, str] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
@@ -133,6 +135,7 @@ def _from_checkpoint(path: Path, adapter: str | None) -> StoredAdapter:
         others=other_tensors(state),
         fresh=set(base.get("fresh", ())),
         labels=_labels(config.get("id2label")),
+        problem=config.get("problem_type"),
         base=base,
         marks=dict(marks) if isinstance(marks, Mapping) else {},
         changed={
@@ -151,6 +154,7 @@ def _from_folder(folder: Path) -> StoredAdapter:
     known: dict[str, Any] = {
         "where": str(folder),
         "labels": _labels(said.get("labels")),
+        "problem": said.get("problem"),
         "marks": dict(said.get("weights", {})),
     }
     if said and (folder / WEIGHTS).is_file():

@@ -61,7 +61,8 @@ def describe_base(network: PreTrainedModel, loaded: Collection[str]) -> dict[str
 
     Returns:
         If any was loaded: the `fingerprint` of those that were; `weights`, the hash of each of
-        them that can be trained; and `fresh`, the names of what was drawn at random.
+        them that can be trained; `fresh`, the names of what was drawn at random; and `drawn`, the
+        hash of each of those.
     """
     if not loaded:
         return {}
@@ -73,6 +74,7 @@ def describe_base(network: PreTrainedModel, loaded: Collection[str]) -> dict[str
         "fingerprint": fingerprint(network, loaded),
         "weights": {name: mark(p) for name, p in weights.items() if name in known},
         "fresh": sorted(weights.keys() - known),
+        "drawn": {name: mark(p) for name, p in weights.items() if name not in known},
     }
 
 
