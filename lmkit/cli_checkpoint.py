@@ -13,6 +13,8 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from .modules.checkpoint_io import read_checkpoint
+from .modules.frozen_base import on_base_of
+from .tokenization import tokenizer_from_files
 
 __all__ = [
     "base_config",
@@ -24,6 +26,7 @@ __all__ = [
     "say",
     "set_aside",
     "stand_alone",
+    "take_up",
 ]
 
 #: What the network is made from: with another value the weights of the checkpoint do not fit.
@@ -77,7 +80,8 @@ def reconcile(
 
     A resumed fit takes everything from the checkpoint, for its optimizer and schedule are in the
     middle of a run with those values. Elsewhere a flag of the command line wins, unless it would
-    change the structure; a value from a recipe does not.
+    change the structure; a value from a recipe does not. Where the base of a checkpoint that leaves
+    its weights out has been moved to, a flag says in any case.
 
     Args:
         model: the config's `class_path` and `init_args`; changed in place.
@@ -95,11 +99,12 @@ def reconcile(
             f"{path} is a checkpoint of {owner.__name__}, and the config is for "
             f"{model['class_path'].rsplit('.', 1)[-1]}: give the one that fits"
         )
+    moved = {"model"} if (checkpoint.get("lmkit") or {}).get("left_out") else set()
     for name, saved in _hyper_parameters(checkpoint).items():
         given = model["init_args"].get(name, saved)
         if _same(given, saved):
             continue
-        if not resume and name in flags and name not in STRUCTURE:
+        if name in flags and (name in moved or not (resume or name in STRUCTURE)):
             say(f"model.{name} is {_show(given)}; the checkpoint {path} had {_show(saved)}")
             continue
         advice = (
@@ -114,7 +119,7 @@ def reconcile(
         model["init_args"][name] = saved
 
 
-def stand_alone(model: Any, checkpoint: Mapping[str, Any]) -> dict[str, str]:
+def stand_alone(model: Any, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Let a module that is to be used be built as the checkpoint says, without what it began from.
 
     So neither the base that was fine-tuned nor the training data have to be there.
@@ -124,14 +129,34 @@ def stand_alone(model: Any, checkpoint: Mapping[str, Any]) -> dict[str, str]:
         checkpoint: as loaded.
 
     Returns:
-        The files of the checkpoint's tokenizer by name, none if it has none.
+        The entry of a module of lmkit in the checkpoint, for `take_up`; empty if there is none.
     """
-    entry = checkpoint.get("lmkit") or {}
+    entry = dict(checkpoint.get("lmkit") or {})
     weights = sum(key.startswith("network.") for key in checkpoint.get("state_dict", {}))
-    # A checkpoint that leaves frozen weights out needs its base.
     if entry.get("config") and weights >= entry.get("weights", weights + 1):
         model["init_args"]["model"], model["init_args"]["pretrained"] = entry["config"], False
-    return entry.get("tokenizer") or {}
+    return entry
+
+
+def take_up(module: Any, entry: Mapping[str, Any], path: str) -> None:
+    """Give a module that is to be used the tokenizer and the classes of a checkpoint.
+
+    Args:
+        module: as it was made; changed in place.
+        entry: as `stand_alone` returns it.
+        path: of the checkpoint, for messages.
+
+    Raises:
+        ValueError: the checkpoint leaves weights out, and there is no base to take them from.
+    """
+    if entry.get("tokenizer"):
+        # So that no training text is needed to know it.
+        module.tokenizer = tokenizer_from_files(entry["tokenizer"])
+    if entry.get("left_out"):
+        # It needs its base, and what it is tested on may lack a class that it knows.
+        with on_base_of(entry, module.hparams["model"], path) as base:
+            module.hparams.update(base)
+            module.configure_model()
 
 
 def base_config(path: Path) -> str | None:

@@ -35,13 +35,13 @@ from .cli_checkpoint import (
     say,
     set_aside,
     stand_alone,
+    take_up,
 )
 from .cli_noise import quieten
 from .cli_parser import Parser, plain_error
 from .dashboard import log_config, run_directory
 from .launcher import available_cores
 from .modules.checkpoint_io import read_checkpoint
-from .tokenization import tokenizer_from_files
 from .trainer import Trainer
 
 __all__ = ["LMCLI", "build"]
@@ -90,7 +90,7 @@ class LMCLI(LightningCLI):
         self._tuned = tuned
         self._root = root
         self._checkpoint: str | None = None
-        self._tokenizer_files: dict[str, str] = {}
+        self._entry: dict[str, Any] = {}
         super().__init__(
             model_class=LightningModule,
             datamodule_class=LightningDataModule,
@@ -157,15 +157,13 @@ class LMCLI(LightningCLI):
             saved = read_checkpoint(found, mmap=True)
             reconcile(settings.model, saved, flags_of(self._args), found, resume)
             if not resume:
-                self._tokenizer_files = stand_alone(settings.model, saved)
+                self._entry = stand_alone(settings.model, saved)
 
     def instantiate_classes(self) -> None:
         """Build module, data and Trainer; what a constructor refuses is said plainly."""
         try:
             super().instantiate_classes()
-            if self._tokenizer_files:
-                # So that no training text is needed to know it.
-                self.model.tokenizer = tokenizer_from_files(self._tokenizer_files)
+            take_up(self.model, self._entry, str(self._checkpoint))
         except (ValueError, TypeError) as error:
             plain = plain_error(str(error))
             if plain == str(error):

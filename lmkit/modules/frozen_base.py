@@ -239,7 +239,7 @@ def on_base_of(saved: Mapping[str, Any], named: Any, path: Any) -> Iterator[dict
         raise ValueError(
             f"the checkpoint {path} holds only what was trained, and its base {named!r} could not "
             f"be loaded ({str(error).splitlines()[0]}). If the base was moved, say where to: "
-            f"{owner}.load_from_checkpoint(path, model='folder or hub name')"
+            f"{owner}.load_from_checkpoint(path, model='folder or hub name'), or --model.model"
         ) from error
     finally:
         _saved_settings.reset(token)
