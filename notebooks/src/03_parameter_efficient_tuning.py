@@ -144,10 +144,12 @@ plt.show()
 # %% [markdown]
 # ## Two adapters on one base
 #
-# Each checkpoint brings its adapter; the base is in memory once.
+# Each checkpoint brings its adapter; the base is in memory once. Its head was drawn at random for
+# two classes, and gives way to the one of six that was trained with the first adapter.
 
 # %%
 module = SequenceClassificationModule(str(folder / "base"))
+module.tokenizer = base.tokenizer
 add_adapter(module, folder / "LoRA.ckpt", "low_rank", head=True)
 add_adapter(module, folder / "adapters.ckpt", "bottleneck")
 question = "the value of the attribute, or None if there is none."
