@@ -6,7 +6,6 @@ import copy
 import pickle
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from transformers.activations import ACT2FN
 
 from lmkit.surgery import NothingMatchedError, from_spec, to_spec
 from lmkit.surgery.adapter import KINDS, Adapter
-from lmkit.surgery.bottleneck import ACTIVATIONS, AdaptedLayer, Bottleneck
+from lmkit.surgery.bottleneck import AdaptedLayer
 from lmkit.surgery.norm_shift import Shifted
 from lmkit.surgery.sites import base_name
 from tests.surgery.adapted import NETWORKS, bert, build, inputs, logits, stir
@@ -98,44 +97,6 @@ def test_norms_of_houlsby_add_two_vectors_for_each_normalization() -> None:
     # Two in each of two layers, and one behind the embeddings.
     assert len(more) == 10 and all("LayerNorm" in name for name in more)
     assert sum(trained(shifted)[name].numel() for name in more) == 10 * 16
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_an_adapter_computes_the_dense_formula(activation: str) -> None:
-    adapter = Bottleneck(6, 5, 3, activation, scale=2.5).double()
-    stir(adapter, "")
-    x = torch.randn(4, 6, dtype=torch.float64)
-    weights = {name: p.detach().numpy() for name, p in adapter.named_parameters()}
-    narrow = x.numpy() @ weights["down"].T + weights["down_bias"]
-    bent = ACT2FN[activation if activation != "identity" else "linear"](torch.from_numpy(narrow))
-    expected = 2.5 * (bent.numpy() @ weights["up"].T + weights["up_bias"])
-    assert np.allclose(adapter(x).detach().numpy(), expected, atol=1e-12)
-
-
-def test_a_compacter_is_an_adapter_with_the_dense_weights() -> None:
-    rule = nn.Parameter(torch.randn(2, 2, 2))
-    compact = Bottleneck(8, 8, 4, "tanh", rule=rule, rank=2).double()
-    stir(compact, "")
-    dense = Bottleneck(8, 8, 4, "tanh").double()
-    with torch.no_grad():
-        for name, left in (("down", rule), ("up", rule)):
-            rows, columns = (getattr(compact, f"{name}_{end}") for end in ("rows", "columns"))
-            products = [torch.kron(left[i], rows[i] @ columns[i]) for i in range(2)]
-            getattr(dense, name).copy_(sum(products))
-            getattr(dense, f"{name}_bias").copy_(getattr(compact, f"{name}_bias"))
-    x = torch.randn(3, 8, dtype=torch.float64)
-    assert torch.allclose(compact(x), dense(x), atol=1e-12)
-
-
-@pytest.mark.parametrize("rank", [1, 3])
-def test_a_compacter_starts_with_the_spread_of_a_linear_layer(rank: int) -> None:
-    torch.manual_seed(0)
-    n = 4
-    spreads = []
-    for _ in range(30):
-        rule = nn.Parameter(torch.randn(n, n, n) / n**0.5)
-        spreads.append(Bottleneck(384, 384, 48, rule=rule, rank=rank).matrices()[0].var())
-    assert torch.stack(spreads).mean().item() == pytest.approx(1 / (3 * 384), rel=0.2)
 
 
 def test_the_rule_of_a_compacter_is_one_for_all_layers() -> None:
