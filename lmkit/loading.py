@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from . import modules
-from .adapters.stored import NOTE, WEIGHTS
+from .adapters.stored import NOTE, how_to_add
 from .modules import (
     CausalLMModule,
     LMModule,
@@ -69,11 +69,8 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> LMModule:
     place = Path(path)
     if place.is_file() or place.suffix == ".ckpt":
         return LMModule.load_from_checkpoint(place, map_location=map_location).eval()
-    if (place / "adapter_config.json").is_file() or (place / WEIGHTS).is_file():
-        raise ValueError(
-            f"{place} holds an adapter and no base: load the base, and then "
-            "lmkit.adapters.add_adapter(module, folder, name, head=True)"
-        )
+    if how := how_to_add(place):
+        raise ValueError(f"{place} holds an adapter and no base: {how}")
     if place.is_dir() and not (place / "config.json").is_file():
         raise ValueError(
             f"the folder {place} holds no config.json; give an exported folder, or a checkpoint "

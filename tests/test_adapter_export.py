@@ -158,11 +158,30 @@ def test_a_base_that_was_trained_as_well_does_not_fit_into_an_adapter(tmp_path: 
         lmkit.export(fused, tmp_path / "other", adapter="fusion")
 
 
-def test_the_folder_of_an_adapter_is_no_model(tmp_path: Path) -> None:
-    for number, spec in enumerate((LoRA("a", ["query"]), PromptTuning("a", length=2))):
-        folder = lmkit.export(make(tmp_path, spec), tmp_path / str(number), adapter=True)
-        with pytest.raises(ValueError, match=r"holds an adapter and no base.*add_adapter"):
+def test_the_folder_of_an_adapter_is_no_model_and_says_how_it_becomes_one(tmp_path: Path) -> None:
+    for number, (spec, name) in enumerate(
+        [
+            (LoRA("a", ["query"]), "bert"),
+            (PromptTuning("a", length=2), "bert"),
+            (LoRA("a", ["c_attn"]), "gpt2"),
+        ]
+    ):
+        trained = make(tmp_path, spec, name=name)
+        folder = lmkit.export(trained, tmp_path / str(number), adapter=True)
+        with pytest.raises(ValueError, match="holds an adapter and no base: ") as refused:
             lmkit.load(folder)
+        known: dict[str, Any] = {"lmkit": lmkit}
+        exec(str(refused.value).partition("no base: ")[2], known)
+        assert (said(known["module"].network) - said(trained.network)).abs().max() < 1e-6
+
+
+def test_the_folder_of_plain_peft_says_what_it_knows(tmp_path: Path) -> None:
+    config = peft.LoraConfig(base_model_name_or_path="some/base", modules_to_save=["classifier"])
+    config.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"modules\.<Task>Module\('some/base'\).*'a name', head=True"
+    ):
+        lmkit.load(tmp_path)
 
 
 def test_the_command_merges_and_writes_adapters(

@@ -63,6 +63,7 @@ def write_adapter(
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     said: dict[str, Any] = {
+        "module": type(module).__name__,
         "base": module.base.get("name"),
         "labels": network.config.id2label if trained else None,
         "problem": network.config.problem_type if trained else None,

@@ -19,7 +19,15 @@ from ..surgery import from_spec
 from ..surgery.adapter_state import adapter_tensors, other_tensors, place_of
 from ..surgery.peft_folder import read_peft_folder
 
-__all__ = ["NOTE", "WEIGHTS", "StoredAdapter", "choose", "named_surgeries", "read_adapter"]
+__all__ = [
+    "NOTE",
+    "WEIGHTS",
+    "StoredAdapter",
+    "choose",
+    "how_to_add",
+    "named_surgeries",
+    "read_adapter",
+]
 
 #: Of a folder: what lmkit notes of it, and the weights of an adapter that peft does not know.
 NOTE, WEIGHTS = "lmkit.json", "adapter.safetensors"
@@ -112,6 +120,21 @@ def choose(names: Iterable[str], active: Mapping[str, float] | None, wanted: str
     raise ValueError(f"there are the adapters {', '.join(known)}: name the one that is meant")
 
 
+def how_to_add(folder: Path) -> str | None:
+    """Say in Python how the adapter of a folder comes on its base; `None` if it holds none."""
+    config = folder / "adapter_config.json"
+    if not (config.is_file() or (folder / WEIGHTS).is_file()):
+        return None
+    theirs = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    said = _said(folder)
+    base = said.get("base") or theirs.get("base_model_name_or_path") or "its base"
+    head = ", head=True" if said.get("labels") or theirs.get("modules_to_save") else ""
+    return (
+        f"module = lmkit.modules.{said.get('module', '<Task>Module')}({base!r}); "
+        f"lmkit.adapters.add_adapter(module, {str(folder)!r}, 'a name'{head})"
+    )
+
+
 def _from_checkpoint(path: Path, adapter: str | None) -> StoredAdapter:
     # Mapped into memory: of the base no more is read than is compared.
     checkpoint = read_checkpoint(path, mmap=True)
@@ -148,9 +171,7 @@ def _from_checkpoint(path: Path, adapter: str | None) -> StoredAdapter:
 
 
 def _from_folder(folder: Path) -> StoredAdapter:
-    said: dict[str, Any] = {}
-    if (folder / NOTE).is_file():
-        said = json.loads((folder / NOTE).read_text(encoding="utf-8")).get("adapter") or {}
+    said = _said(folder)
     known: dict[str, Any] = {
         "where": str(folder),
         "labels": _labels(said.get("labels")),
@@ -179,3 +200,11 @@ def _from_folder(folder: Path) -> StoredAdapter:
 
 def _labels(names: Mapping[Any, str] | None) -> dict[int, str] | None:
     return {int(number): name for number, name in names.items()} if names else None
+
+
+def _said(folder: Path) -> dict[str, Any]:
+    """Return what lmkit notes of the adapter in a folder."""
+    if not (folder / NOTE).is_file():
+        return {}
+    noted: dict[str, Any] = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    return noted.get("adapter") or {}
