@@ -5,14 +5,15 @@ with a new head that is the same for all methods, each with a learning rate of i
 epochs as it needs. Trained parameters are those of the encoder, the head apart, over all of the
 encoder. The checkpoint is what a trained-only one holds, weights and optimizer.
 
-Cost (`--task cost`): reviews of up to 128 tokens, 16 to a step, each way in a process of its own,
-in turn; one thread, CPU seconds of a step (median) and growth of the peak memory from before the
+Cost (`--task cost`): SUBJ, or other texts of up to 128 tokens, each way in a process of its own, in
+turn; one thread, CPU seconds of a step (median) and growth of the peak memory from before the
 first step. The peer is `transformers.Trainer` with `peft.get_peft_model`, on the same rows, each
 batch padded to its longest.
 
     python benchmarks/parameter_efficient_tuning.py --task trec --seeds 0 1 2 --json trec.json
     python benchmarks/parameter_efficient_tuning.py --task wnut --methods full lora --json wnut.json
     python benchmarks/parameter_efficient_tuning.py --task cost --rounds 5 --json cost.json
+    python benchmarks/parameter_efficient_tuning.py --task cost --texts foods --rows 8
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ def classification(
         test_file=write_rows(folder / "test.csv", test),
         val_fraction=0,
         max_length=128,
-        batch_size=16,
+        batch_size=options.rows,
         eval_batch_size=64,
         seed=seed,
         cache_dir=str(folder),
@@ -185,7 +186,7 @@ def tagging(
     data = TokenClassificationDataModule(
         train_file=str(data_folder() / FILES["ner"][0]),
         val_fraction=0,
-        batch_size=16,
+        batch_size=options.rows,
         seed=seed,
         cache_dir=str(folder),
     )
@@ -297,7 +298,7 @@ def peer_steps(options: argparse.Namespace) -> dict[str, float]:
             exclude_modules=r".*pooler\.dense",
         )
         network = get_peft_model(network, config)
-    options.epochs, options.batch_size, options.max_length = 1, 16, 128
+    options.epochs, options.batch_size, options.max_length = 1, options.rows, 128
     options.learning_rate = 1e-4
     peer_trainer(options, network, options.start, Watch()).train()
     return ticks.record()
@@ -305,13 +306,14 @@ def peer_steps(options: argparse.Namespace) -> dict[str, float]:
 
 def measure_cost(options: argparse.Namespace) -> dict[str, Any]:
     """Run every way in a process of its own, in turn, and compare medians."""
-    options.task = "foods"
-    start = initial("foods", 0)
+    options.task = options.texts
+    start = initial(options.texts, 0)
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in options.ways}
     for _ in range(options.rounds):
         for way in options.ways:
             command = [sys.executable, __file__, "--way", way, "--start", str(start)]
-            command += ["--steps", str(options.steps), "--threads", str(options.threads)]
+            for name in ("texts", "rows", "steps", "threads"):
+                command += [f"--{name}", str(getattr(options, name))]
             environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
             if done.returncode:
@@ -377,11 +379,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="of a run; of cost 20 by default")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--rounds", type=int, default=3, help="of cost")
+    parser.add_argument(
+        "--texts", choices=("trec", "subj", "foods"), default="subj", help="of cost"
+    )
+    parser.add_argument("--rows", type=int, default=16, help="to a step")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
-        options.task = "foods"
+        options.task = options.texts
         print(json.dumps(cost(options)))
         return
     if options.task == "cost":
