@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -26,10 +27,12 @@ def sorted_labels(names: Collection[str]) -> list[str]:
     Example:
         >>> sorted_labels({"10", "9", "1"}), sorted_labels({"b", "10", "a"})
         (['1', '9', '10'], ['10', 'a', 'b'])
+        >>> sorted_labels({"10", "9.5", "-1"})
+        ['-1', '9.5', '10']
     """
-    if all(name.removeprefix("-").isdecimal() for name in names):
+    if all(_is_number(name) for name in names):
         # By name too: 1 and 01 are two classes, and every process must have them in one order.
-        return sorted(names, key=lambda name: (int(name), name))
+        return sorted(names, key=lambda name: (float(name), name))
     return sorted(names)
 
 
@@ -61,7 +64,7 @@ def warn_of_mixed_labels(found: Mapping[str, str]) -> None:
     Args:
         found: name of each class -> where it stands.
     """
-    numbers = [name for name in found if name.removeprefix("-").isdecimal()]
+    numbers = [name for name in found if _is_number(name)]
     names = [name for name in found if name not in numbers]
     if numbers and names:
         rank_zero_warn(
@@ -91,6 +94,10 @@ def label_number(
     fault = f"unknown label {name!r} (known: {names}){hint}"
     bad(file, line, fault, "Correct the label, or train with examples of it")
     return None
+
+
+def _is_number(name: str) -> bool:
+    return re.fullmatch(r"-?\d+(\.\d+)?", name) is not None
 
 
 def network_labels(module: Any) -> tuple[list[str], bool]:

@@ -1,13 +1,20 @@
 """Names of classes: their order, and what a network calls them."""
 
 import logging
+import warnings
 from itertools import permutations
 from types import SimpleNamespace
 
 import pytest
 from transformers import BertConfig
 
-from lmkit.datamodules.label_names import align_labels, label_number, network_labels, sorted_labels
+from lmkit.datamodules.label_names import (
+    align_labels,
+    label_number,
+    network_labels,
+    sorted_labels,
+    warn_of_mixed_labels,
+)
 from lmkit.datamodules.text_rows import BadRows
 
 
@@ -93,3 +100,14 @@ def test_skipped_rows_are_said_once(caplog):
         bad.report()
     (message,) = caplog.messages
     assert "skipped 2 bad rows" in message and "line 2" in message
+
+
+@pytest.mark.parametrize(("names", "mixed"), [("2 4.5 -1", False), ("1 yes", True), ("a b", False)])
+def test_numbers_among_names_are_told_and_fractions_are_numbers(names, mixed):
+    found = {name: f"train.csv, line {line}" for line, name in enumerate(names.split(), 2)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_mixed_labels(found)
+    assert bool(caught) == mixed
+    if mixed:
+        assert "'1' (train.csv, line 2) and 'yes' (train.csv, line 3)" in str(caught[0].message)
