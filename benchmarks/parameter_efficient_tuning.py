@@ -359,12 +359,9 @@ def measure_quality(options: argparse.Namespace) -> dict[str, Any]:
     for name, found in runs.items():
         figures[name] = {key: statistics.mean(run[key] for run in found) for key in found[0]}
         figures[name]["scores"] = [run["score"] for run in found]
-        if "full" in runs:
-            whole = figures["full"]
-            figures[name]["of_full"] = figures[name]["score"] / whole["score"]
-            figures[name]["checkpoint_share"] = (
-                figures[name]["checkpoint_bytes"] / whole["checkpoint_bytes"]
-            )
+    for name in runs if "full" in runs else ():
+        for ratio, key in (("of_full", "score"), ("checkpoint_share", "checkpoint_bytes")):
+            figures[name][ratio] = figures[name][key] / figures["full"][key]
     return figures
 
 
