@@ -52,14 +52,14 @@ def epochs(trec: int, subj: int, wnut: int) -> dict[str, int]:
 
 METHODS = {
     "full": Method(None, {}, 1e-4, epochs(4, 2, 5)),
-    "lora": Method("LoRACallback", {"targets": ["all"]}, 1e-3, epochs(8, 4, 8)),
-    "lora-qv": Method("LoRACallback", {}, 3e-3, epochs(8, 4, 8)),
-    "adapter": Method("AdapterCallback", {}, 1e-3, epochs(8, 4, 8)),
-    "bitfit": Method("BitFitCallback", {}, 3e-3, epochs(8, 4, 8)),
-    "compacter": Method("AdapterCallback", {"kind": "compacter"}, 3e-3, epochs(8, 4, 8)),
-    "ia3": Method("IA3Callback", {}, 5e-3, epochs(8, 4, 8)),
-    "prefix": Method("PrefixTuningCallback", {"length": 20}, 3e-3, epochs(8, 4, 8)),
-    "prompt": Method("PromptTuningCallback", {"length": 20}, 1e-2, epochs(8, 4, 8)),
+    "lora": Method("LoRACallback", {"targets": ["all"]}, 1e-3, epochs(8, 3, 8)),
+    "lora-qv": Method("LoRACallback", {}, 3e-3, epochs(8, 3, 8)),
+    "adapter": Method("AdapterCallback", {}, 1e-3, epochs(8, 3, 8)),
+    "bitfit": Method("BitFitCallback", {}, 3e-3, epochs(8, 3, 8)),
+    "compacter": Method("AdapterCallback", {"kind": "compacter"}, 3e-3, epochs(8, 3, 8)),
+    "ia3": Method("IA3Callback", {}, 5e-3, epochs(8, 3, 8)),
+    "prefix": Method("PrefixTuningCallback", {"length": 20}, 3e-3, epochs(8, 3, 8)),
+    "prompt": Method("PromptTuningCallback", {"length": 20}, 1e-2, epochs(8, 3, 8)),
     "top-2": Method("SelectiveTuningCallback", {"layers": 2}, 3e-4, epochs(4, 2, 5)),
 }
 WAYS = (
