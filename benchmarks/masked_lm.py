@@ -23,14 +23,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from lightning.pytorch import Trainer, seed_everything
-from measure import arguments, data_folder, encoder_folder, median, write_json
+from measure import arguments, data_folder, encoder_folder, median, peer_arguments, write_json
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
     DataCollatorForLanguageModeling,
     TrainerCallback,
-    TrainingArguments,
 )
 from transformers import Trainer as PeerTrainer
 
@@ -103,22 +102,8 @@ def peer(options: argparse.Namespace, start: Path, seed: int) -> tuple[torch.nn.
             self.start = time.process_time()
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = TrainingArguments(
-            output_dir=folder,
-            max_steps=options.steps,
-            per_device_train_batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            adam_beta2=0.98,
-            adam_epsilon=1e-6,
-            weight_decay=0.01,
-            warmup_steps=round(WARMUP * options.steps),
-            lr_scheduler_type="linear",
-            max_grad_norm=1.0,
-            seed=seed,
-            use_cpu=True,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
+        settings = peer_arguments(
+            folder, options.steps, options.batch_size, options.learning_rate, seed, WARMUP
         )
         clock = Clock()
         trainer = PeerTrainer(

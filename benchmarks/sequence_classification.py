@@ -27,16 +27,22 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import seed_everything
-from measure import Clock, arguments, data_folder, encoder_folder, write_json
+from measure import (
+    WARMUP,
+    Clock,
+    arguments,
+    data_folder,
+    encoder_folder,
+    peer_arguments,
+    write_json,
+)
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
-    TrainingArguments,
 )
 from transformers import Trainer as PeerTrainer
 
-WARMUP = 0.1
 WAYS = ("lmkit", "lmkit float32", "transformers", "transformers padded", "tfidf")
 
 
@@ -182,23 +188,13 @@ def peer_trainer(
     rows = encoded(options, "train", network, start, padded)
     steps = options.epochs * -(-len(rows) // options.batch_size)
     total = steps if options.steps < 0 else min(steps, options.steps)
-    settings = TrainingArguments(
-        output_dir=tempfile.mkdtemp(),
+    settings = peer_arguments(
+        tempfile.mkdtemp(),
+        total,
+        options.batch_size,
+        options.learning_rate,
+        seed,
         num_train_epochs=options.epochs,
-        max_steps=total,
-        per_device_train_batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        adam_beta2=0.98,  # lmkit's defaults
-        adam_epsilon=1e-6,
-        weight_decay=0.01,
-        warmup_steps=round(WARMUP * total),
-        lr_scheduler_type="linear",
-        max_grad_norm=1.0,
-        seed=seed,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
     )
     return PeerTrainer(
         model=network,

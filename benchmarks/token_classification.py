@@ -25,13 +25,20 @@ from typing import Any, NamedTuple
 import torch
 from datasets import Dataset
 from lightning.pytorch import seed_everything
-from measure import Clock, arguments, data_folder, encoder_folder, write_json
+from measure import (
+    WARMUP,
+    Clock,
+    arguments,
+    data_folder,
+    encoder_folder,
+    peer_arguments,
+    write_json,
+)
 from seqeval.metrics import f1_score
 from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
     DataCollatorForTokenClassification,
-    TrainingArguments,
 )
 from transformers import Trainer as PeerTrainer
 
@@ -41,7 +48,6 @@ from lmkit.datamodules.token_classification import TokenClassificationDataModule
 from lmkit.functional.tagging import Span, bio_tags, to_bio
 from lmkit.modules.token_classification import TokenClassificationModule
 
-WARMUP = 0.1
 FILES = {
     "ner": ("wnut17/wnut17train.conll", "wnut17/emerging.test.annotated"),
     "pos": (
@@ -154,23 +160,13 @@ def peer(options: argparse.Namespace, start: Path, seed: int) -> Result:
     total = epochs if options.steps < 0 else min(epochs, options.steps)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        settings = TrainingArguments(
-            output_dir=folder,
+        settings = peer_arguments(
+            folder,
+            total,
+            options.batch_size,
+            options.learning_rate,
+            seed,
             num_train_epochs=options.epochs,
-            max_steps=total,
-            per_device_train_batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            adam_beta2=0.98,  # lmkit's defaults
-            adam_epsilon=1e-6,
-            weight_decay=0.01,
-            warmup_steps=round(WARMUP * total),
-            lr_scheduler_type="linear",
-            max_grad_norm=1.0,
-            seed=seed,
-            use_cpu=True,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
         )
         trainer = PeerTrainer(
             model=network,

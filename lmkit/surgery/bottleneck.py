@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..functional.kronecker import kronecker_weight
 from .base import replace_module
+from .wrapped_layer import WrappedLayer
 
 __all__ = ["ACTIVATIONS", "AdaptedLayer", "Bottleneck", "Handover", "adapt", "layer_width"]
 
@@ -125,7 +126,7 @@ class Bottleneck(nn.Module):
         return added if self.scale == 1 else self.scale * added
 
 
-class AdaptedLayer(nn.Module):
+class AdaptedLayer(WrappedLayer):
     r"""A projection with named adapters behind it: $y + \sum_a w_a \, \mathrm{adapter}_a(y)$.
 
     $y$ is what the projection gives; all adapters read it (or the input of the feed-forward
@@ -137,36 +138,12 @@ class AdaptedLayer(nn.Module):
     """
 
     def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.adapters = nn.ModuleDict()
+        super().__init__(base_layer)
         # Mixtures of adapters by attention, and from what surgery each name came.
         self.fusions = nn.ModuleDict()
         self.origins: dict[str, Any] = {}
-        self.weights: dict[str, float] = {}
         self.gives: Handover | None = None
         self.takes: Handover | None = None
-
-    @property
-    def adapter_names(self) -> tuple[str, ...]:
-        """Names of all adapters and fusions here, active or not."""
-        return (*self.adapters, *self.fusions)
-
-    @property
-    def active_adapters(self) -> dict[str, float]:
-        """Weights of the active adapters by name."""
-        return dict(self.weights)
-
-    # Networks look at these of their projections, T5 at a weight's type.
-    @property
-    def weight(self) -> Tensor:
-        """The projection's own weight."""
-        return cast(Tensor, self.base_layer.weight)
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The projection's own bias."""
-        return cast("Tensor | None", self.base_layer.bias)
 
     @property
     def in_features(self) -> int:
@@ -177,12 +154,6 @@ class AdaptedLayer(nn.Module):
     def out_features(self) -> int:
         """Width of what the projection gives."""
         return layer_width(self.base_layer)[1]
-
-    def use(self, weights: Mapping[str, float]) -> None:
-        """Make adapters active with these weights, and no others; names from elsewhere are left."""
-        self.weights = {
-            name: float(weights[name]) for name in self.adapter_names if name in weights
-        }
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the projection of `x` with what the active adapters add, `[..., out_features]`."""

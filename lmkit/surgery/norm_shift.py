@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .base import NothingMatchedError, replace_module
+from .wrapped_layer import WrappedLayer
 
 __all__ = ["Shift", "Shifted", "find_norms", "shift"]
 
@@ -27,7 +27,7 @@ class Shift(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.zeros_like(parameter)))
 
 
-class Shifted(nn.Module):
+class Shifted(WrappedLayer):
     r"""A normalization with the weights $\gamma + \sum_a w_a \Delta\gamma_a$, $\beta$ likewise.
 
     To train $\Delta\gamma$ from zero is to train $\gamma$, but the base's own weights stay as they
@@ -38,39 +38,10 @@ class Shifted(nn.Module):
     """
 
     def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.adapters = nn.ModuleDict()
+        super().__init__(base_layer)
         self.fusions: dict[str, tuple[str, ...]] = {}
-        self.weights: dict[str, float] = {}
         #: Whether the base's weights are the shifted ones, see `lmkit.surgery.folding`.
         self.folded = False
-
-    @property
-    def adapter_names(self) -> tuple[str, ...]:
-        """Names of all adapters and fusions here, active or not."""
-        return (*self.adapters, *self.fusions)
-
-    @property
-    def active_adapters(self) -> dict[str, float]:
-        """Weights of the active adapters by name."""
-        return dict(self.weights)
-
-    @property
-    def weight(self) -> Tensor:
-        """The base's own scale."""
-        return cast(Tensor, self.base_layer.weight)
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base's own bias."""
-        return cast("Tensor | None", self.base_layer.bias)
-
-    def use(self, weights: Mapping[str, float]) -> None:
-        """Make adapters active with these weights, and no others; names from elsewhere are left."""
-        self.weights = {
-            name: float(weights[name]) for name in self.adapter_names if name in weights
-        }
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Normalize `x` with the shifted weights."""
