@@ -164,6 +164,9 @@ def test_fusion_trains_on_adapters_that_were_trained_before(tmp_path):
         last.replace(tmp_path / "adapters" / f"{number}.ckpt")
     assert lmkit(f"fit -c adapter_fusion {fast}") == 0
     assert lmkit(f"fit -c adapter_fusion {fast} --trainer.max_steps=6 --ckpt_path last") == 0
+    # From here on the checkpoint holds all that is needed.
+    (tmp_path / "adapters").rename(tmp_path / "gone")
+    assert lmkit(f"fit -c adapter_fusion {fast} --trainer.max_steps=7 --ckpt_path last") == 0
     last = tmp_path / "runs" / "adapter_fusion" / "checkpoints" / "last.ckpt"
     asked = line("the quick fox")(tmp_path)
     assert lmkit(f"predict --ckpt_path {last} --data.predict_file={asked}") == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..modules import LMModule
-from ..surgery import to_spec
+from ..surgery import from_spec, to_spec
+from ..surgery.adapter import Adapter
 from ..surgery.adapter_fusion import AdapterFusion, Fusion
 from ..surgery.bottleneck import AdaptedLayer
 from .surgery import SurgeryCallback
@@ -31,8 +33,8 @@ class AdapterFusionCallback(SurgeryCallback):
     Each time that the Trainer logs, the attention that each adapter got is logged as
     `adapter_fusion/<name>`: the mean over layers and positions (padding included) of a batch.
 
-    A fit that goes on from a checkpoint takes the adapters from there: weights are restored after
-    `setup`, in which the files are read.
+    What starts from a checkpoint of such a fit, to go on, to test or to predict, takes the adapters
+    from there, and the files need not be there any more.
 
     Args:
         adapters: checkpoints (or exported adapters) by the name that each adapter shall have here.
@@ -44,7 +46,8 @@ class AdapterFusionCallback(SurgeryCallback):
 
     Raises:
         ValueError: no adapters are named; in `setup`, the network has none of a name, or a file
-            belongs to another base.
+            belongs to another base or holds an adapter of another kind, such as LoRA.
+        FileNotFoundError: when a run starts, a file is gone and no checkpoint holds the adapters.
         TypeError: in `setup`, adapters shall be read for a module that is not lmkit's.
 
     Example:
@@ -67,12 +70,32 @@ class AdapterFusionCallback(SurgeryCallback):
         self._seen: list[tuple[tuple[str, ...], Tensor]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Add the adapters from their files, and fuse them, once."""
-        if self.adapters:
-            self._add(pl_module)
-        super().setup(trainer, pl_module, stage)
+        """Add the adapters from their files, and fuse them, once.
 
-    def _add(self, pl_module: LightningModule) -> None:
+        Which checkpoint will be restored is not known yet. If a file is gone, adapters and fusion
+        are left to that; a run that restores none is stopped when it starts.
+        """
+        if not self.adapters or self._add(pl_module):
+            super().setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that the adapters have come, from their files or a checkpoint."""
+        self._check_there(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check it where nothing was fit."""
+        self._check_there(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check it where nothing was fit."""
+        self._check_there(pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check it where nothing was fit."""
+        self._check_there(pl_module)
+
+    def _add(self, pl_module: LightningModule) -> bool:
+        """Add the adapters, and return whether they are there to be fused."""
         from ..adapters import add_adapter
 
         if not isinstance(pl_module, LMModule):
@@ -80,9 +103,36 @@ class AdapterFusionCallback(SurgeryCallback):
                 "AdapterFusionCallback reads adapters for modules of lmkit, got a "
                 f"{type(pl_module).__name__}; add them by hand, and give only their names"
             )
-        if to_spec(self.surgery) not in pl_module.ledger:
-            for name, source in self.adapters.items():
-                add_adapter(pl_module, source, name)
+        if to_spec(self.surgery) in pl_module.ledger:
+            return True
+        if not all(Path(source).exists() for source in self.adapters.values()):
+            return False
+        for name, source in self.adapters.items():
+            add_adapter(pl_module, source, name)
+            self._check_kind(pl_module, name)
+        return True
+
+    def _check_there(self, module: LightningModule) -> None:
+        if not isinstance(module, LMModule) or to_spec(self.surgery) in module.ledger:
+            return
+        gone = [
+            f"{n}: {source}" for n, source in self.adapters.items() if not Path(source).exists()
+        ]
+        raise FileNotFoundError(
+            f"there is nothing at the places of the adapters {', '.join(gone)}; give where they "
+            "are now, or start from a checkpoint of the fusion, which holds them"
+        )
+
+    def _check_kind(self, module: LMModule, name: str) -> None:
+        own = [from_spec(s) for s in module.ledger if s["init_args"].get("name") == name]
+        if not any(isinstance(surgery, Adapter) for surgery in own):
+            kinds = " and ".join(type(surgery).__name__ for surgery in own)
+            raise ValueError(
+                f"adapters[{name!r}] is {self.adapters[name]}, which holds {kinds} and no "
+                "bottleneck adapter, and only those can be fused: train one with AdapterCallback "
+                "(lmkit fit -c adapter), or weigh adapters of other kinds with "
+                "lmkit.adapters.use_adapters"
+            )
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

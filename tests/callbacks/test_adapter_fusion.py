@@ -13,10 +13,14 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 import lmkit
+from lmkit.callbacks import SurgeryCallback, TrainableOnlyCheckpoint
 from lmkit.callbacks.adapter import AdapterCallback
 from lmkit.callbacks.adapter_fusion import AdapterFusionCallback
-from lmkit.modules import LMModule
+from lmkit.datamodules import SequenceClassificationDataModule
+from lmkit.modules import LMModule, SequenceClassificationModule
 from lmkit.surgery.adapter import Adapter
+from lmkit.surgery.lora import LoRA
+from tests import task_files
 from tests.callbacks.test_adapter import fit
 from tests.cases import make_trainer, weights
 from tests.surgery.adapted import stir
@@ -119,7 +123,51 @@ def test_adapters_come_from_the_checkpoints_of_their_fits(tmp_path: Path) -> Non
     assert all(torch.equal(tensor, whole[key]) for key, tensor in weights(resumed).items())
 
 
+@pytest.mark.parametrize("small", [True, False], ids=["small", "whole"])
+def test_a_checkpoint_needs_no_files_of_adapters(small: bool, tmp_path: Path) -> None:
+    sources = {}
+    for name in ("topics", "tone"):
+        _, trainer = fit(tmp_path, AdapterCallback("default", "pfeiffer", 4), max_steps=2)
+        sources[name] = tmp_path / f"{name}.ckpt"
+        trainer.save_checkpoint(sources[name])
+    adapters = {name: str(path) for name, path in sources.items()}
+    more = [TrainableOnlyCheckpoint()] if small else []
+    save = Save(tmp_path / "fused.ckpt")
+    module, _ = fit(tmp_path, AdapterFusionCallback(adapters), save, *more, max_steps=8)
+    for path in sources.values():
+        path.unlink()
+    other = SequenceClassificationModule(str(tmp_path / "base"))
+    data = SequenceClassificationDataModule(
+        **task_files.labelled_texts(tmp_path), tokenizer=str(tmp_path / "base"), max_length=16
+    )
+    tester = make_trainer(AdapterFusionCallback(adapters))
+    tester.validate(other, data, ckpt_path=save.path, verbose=False)
+    assert all(torch.equal(tensor, save.state[key]) for key, tensor in weights(other).items())
+    again = AdapterFusionCallback(adapters)
+    resumed, _ = fit(tmp_path, again, *more, ckpt_path=save.path, max_steps=8)
+    expected = weights(module)
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in weights(resumed).items())
+    with pytest.raises(FileNotFoundError, match=r"nothing at .*topics: .*topics\.ckpt.*from a ch"):
+        fit(tmp_path, AdapterFusionCallback(adapters))
+    with pytest.raises(FileNotFoundError, match="nothing at"):
+        make_trainer(AdapterFusionCallback(adapters)).test(
+            SequenceClassificationModule(str(tmp_path / "base")), data.val_dataloader()
+        )
+
+
+def test_only_bottleneck_adapters_are_fused(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    _, trainer = fit(tmp_path, SurgeryCallback(LoRA(rank=2)), max_steps=1)
+    trainer.save_checkpoint(tmp_path / "lora.ckpt")
+    callback = AdapterFusionCallback({"topics": str(tmp_path / "lora.ckpt")})
+    with pytest.raises(ValueError, match=r"lora\.ckpt, which holds LoRA and no bottleneck adapter"):
+        fit(tmp_path, callback)
+
+
 def test_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one.ckpt", "two.ckpt"):
+        Path(name).touch()
     import sys
     from types import ModuleType
 
