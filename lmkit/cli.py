@@ -120,6 +120,11 @@ def _export(words: list[str]) -> int:
     parser.add_argument(
         "--format", choices=("hf", "onnx"), default="hf", help="Hugging Face folder or ONNX"
     )
+    parser.add_argument(
+        "--base",
+        metavar="PATH",
+        help="where the base of a checkpoint of what was trained is now: a folder or hub name",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is in DIR")
     adapters = parser.add_mutually_exclusive_group()
     adapters.add_argument(
@@ -145,7 +150,7 @@ def _export(words: list[str]) -> int:
         from .exporting import export
 
         def run() -> int:
-            how = options.format, options.overwrite, options.merge, options.adapter
+            how = options.format, options.overwrite, options.merge, options.adapter, options.base
             _out(f"{export(options.ckpt, options.output, *how)}\n")
             return 0
 

@@ -34,6 +34,7 @@ def export(
     overwrite: bool = False,
     merge: bool = False,
     adapter: bool | str = False,
+    base: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write a trained model for use.
 
@@ -51,6 +52,8 @@ def export(
         adapter: write one adapter and its head alone, for plain peft where that computes the same
             and otherwise for `lmkit.adapters.add_adapter`: its name, or `True` for the only or only
             active one.
+        base: a folder or hub name, where the base of a checkpoint that holds only what was trained
+            is now; by default where it was.
 
     Returns:
         The folder.
@@ -72,7 +75,9 @@ def export(
     if format == "onnx":
         require_onnx()
     if not isinstance(module, LMModule):
-        module = load(module)
+        module = load(module, base=base)
+    elif base is not None:
+        raise ValueError("base is for a checkpoint to be loaded, and this module has its weights")
     module.configure_model()
     if not adapter:
         network = _network(module, format, merge)

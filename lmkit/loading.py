@@ -44,13 +44,19 @@ _HEADS: dict[str, type[LMModule]] = {
 }
 
 
-def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> LMModule:
+def load(
+    path: str | os.PathLike[str],
+    map_location: Any = "cpu",
+    base: str | os.PathLike[str] | None = None,
+) -> LMModule:
     """Load a module to use it or to train it on.
 
     Args:
         path: a checkpoint file, the folder of an export (or any folder that `save_pretrained`
             wrote), or a hub name.
         map_location: the device that the weights of a checkpoint go to, as in `torch.load`.
+        base: a folder or hub name, where the base of a checkpoint that holds only what was trained
+            is now; by default where it was.
 
     Returns:
         The module with its network built and its tokenizer, in evaluation mode.
@@ -68,7 +74,10 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> LMModule:
     """
     place = Path(path)
     if place.is_file() or place.suffix == ".ckpt":
-        return LMModule.load_from_checkpoint(place, map_location=map_location).eval()
+        moved: dict[str, Any] = {} if base is None else {"model": str(base)}
+        return LMModule.load_from_checkpoint(place, map_location=map_location, **moved).eval()
+    if base is not None:
+        raise ValueError(f"base is for a checkpoint that was trained on it, and {place} is none")
     if how := how_to_add(place):
         raise ValueError(f"{place} holds an adapter and no base: {how}")
     if place.is_dir() and not (place / "config.json").is_file():

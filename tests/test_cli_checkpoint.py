@@ -65,6 +65,9 @@ def test_a_base_that_was_moved_is_named_by_a_flag(
     (run / "base").rename(run / "moved")
     (run / "ask.txt").write_text("the quick fox\n")
     capsys.readouterr()
+    export = f"export --ckpt {LAST} --output exported"
+    assert lmkit(export) != 0 and "lmkit export --base" in capsys.readouterr().err
+    assert lmkit(f"{export} --base moved") == 0 and (run / "exported" / "config.json").is_file()
     assert lmkit(f"test --ckpt_path {LAST}") == 2
     assert "there is no model folder at" in (said := capsys.readouterr().err)
     assert "--model.model" in said

@@ -99,8 +99,7 @@ class ExportCallback(Callback):
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         module = cast(LMModule, pl_module)
         source = best if self.weights == "best" and best and Path(best).exists() else module
-        how = {"merge": self.merge, "adapter": self.adapter}
-        export(source, self._folder(trainer), format=self.format, overwrite=True, **how)
+        export(source, self._folder(trainer), self.format, True, self.merge, self.adapter)
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(self.output) if self.output else run_directory(trainer) / "export"

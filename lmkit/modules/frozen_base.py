@@ -235,11 +235,11 @@ def on_base_of(saved: Mapping[str, Any], named: Any, path: Any) -> Iterator[dict
             named_config(model)
         yield {"model": model}
     except (OSError, MissingModelError) as error:
-        owner = saved["class"].rsplit(":", 1)[-1]
         raise ValueError(
             f"the checkpoint {path} holds only what was trained, and its base {named!r} could not "
             f"be loaded ({str(error).splitlines()[0]}). If the base was moved, say where to: "
-            f"{owner}.load_from_checkpoint(path, model='folder or hub name'), or --model.model"
+            "lmkit.load(path, base='folder or hub name'), lmkit export --base, or --model.model of "
+            "the other commands"
         ) from error
     finally:
         _saved_settings.reset(token)

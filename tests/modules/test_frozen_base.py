@@ -164,13 +164,19 @@ def test_a_base_that_was_moved_is_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
         match=r"small\.ckpt holds only what was trained, and its base '.*base' could not be loaded "
-        r"\(there is no model folder.*SequenceClassificationModule\.load_from_checkpoint",
+        r"\(there is no model folder.*lmkit\.load\(path, base=.*lmkit export --base.*--model",
     ):
         lmkit.load(path)
     for cls in (LMModule, Classifier):
         loaded = cls.load_from_checkpoint(path, model=moved)
         assert torch.equal(logits(loaded.network), logits(module.network))
         assert loaded.hparams["model"] == loaded.base["name"] == moved
+    loaded = lmkit.load(path, base=tmp_path / "moved")
+    assert torch.equal(logits(loaded.network), logits(module.network))
+    with pytest.raises(ValueError, match=r"base is for a checkpoint .*moved is none"):
+        lmkit.load(tmp_path / "moved", base=moved)
+    with pytest.raises(ValueError, match="this module has its weights"):
+        lmkit.export(loaded, tmp_path / "exported", base=moved)
     # The weights may be gone, and the config still there.
     (tmp_path / "moved" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"its base '.*moved' could not be loaded"):
