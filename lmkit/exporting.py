@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedModel
 
 from .adapters import write_adapter
@@ -92,7 +93,7 @@ def export(
             folder.mkdir()
             network.config.save_pretrained(folder)
             write_onnx(module, network, folder / "model.onnx")
-        _write_tokenizer(module, folder)
+        _write_tokenizer(module, folder, target)
         _write_note(module, folder)
         if target.exists():
             shutil.rmtree(target) if target.is_dir() else target.unlink()
@@ -145,8 +146,12 @@ def _network(module: LMModule, format: str, merge: bool) -> PreTrainedModel:
     return network
 
 
-def _write_tokenizer(module: LMModule, folder: Path) -> None:
+def _write_tokenizer(module: LMModule, folder: Path, target: Path) -> None:
     if module.tokenizer is None:
+        rank_zero_warn(
+            f"the module has no tokenizer, and {target} gets none: set module.tokenizer and export "
+            "again, or save one there with its save_pretrained"
+        )
         return
     tokenizer = copy.deepcopy(module.tokenizer)
     longest = usable_positions(module.network)

@@ -15,6 +15,7 @@ from lmkit.modules import LMModule
 from lmkit.surgery.adapter import Adapter
 from lmkit.surgery.ia3 import IA3
 from lmkit.surgery.lora import LoRA
+from tests import tiny
 from tests.adapter_modules import MODULES, base, make, said, save, train
 from tests.surgery.adapted import build
 
@@ -81,6 +82,38 @@ def test_metrics_and_kind_of_task_are_those_of_the_head(tmp_path: Path) -> None:
             assert module.task == "multi_label" and "f1" in module.metrics["val_metrics"]
             logits, there = torch.zeros(3, len(names)), torch.ones(3, len(names))
             module.metrics["val_metrics"]["f1"].update(logits, there)
+
+
+@pytest.mark.parametrize("form", ["checkpoint", "folder", "base", "none"])
+def test_a_module_without_a_tokenizer_takes_one_along(form: str, tmp_path: Path) -> None:
+    plain: Any = make(tmp_path).network
+    plain.resize_token_embeddings(len(tiny.tokenizer()))
+    plain.base_model.save_pretrained(base(tmp_path))
+    trained = of_classes(tmp_path, NAMES, LORA)
+    source = tmp_path / "source"
+    if form == "checkpoint":
+        trained.tokenizer = tiny.tokenizer()
+        save(trained, source)
+    elif form == "folder":
+        trained.tokenizer = tiny.tokenizer()
+        lmkit.export(trained, source, adapter=True)
+    else:
+        with pytest.warns(
+            UserWarning, match=r"the module has no tokenizer, and .*source gets none"
+        ):
+            lmkit.export(trained, source, adapter=True)
+        if form == "base":
+            tiny.tokenizer().save_pretrained(base(tmp_path))
+    module = make(tmp_path)
+    assert module.tokenizer is None
+    add_adapter(module, source, "x", head=True)
+    if form == "none":
+        assert module.tokenizer is None
+    else:
+        assert module("the quick fox")["label"] in NAMES
+    own = module.tokenizer
+    add_adapter(module, source, "y")
+    assert module.tokenizer is own
 
 
 def test_plain_peft_names_no_classes(tmp_path: Path) -> None:

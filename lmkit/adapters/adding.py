@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ..surgery.injection import bare_layer
 from ..surgery.lora import LoRA
 from ..surgery.prefix_tuning import PrefixTuning
 from .head import find_head, own_head, take_head, widen_head
-from .stored import StoredAdapter, read_adapter
+from .stored import StoredAdapter, read_adapter, stored_tokenizer
 
 __all__ = ["add_adapter"]
 
@@ -44,6 +45,8 @@ def add_adapter(
     A module has one head. That of the source stays there unless `head` is set, and then takes the
     place of the module's own. It may be for other classes if the module's was drawn at random, and
     not trained since.
+
+    A module without a tokenizer takes that of the source, or else of the folder of its base.
 
     Args:
         module: changed in place; its network is built if it is not yet.
@@ -79,7 +82,7 @@ def add_adapter(
     stored = read_adapter(source, adapter)
     surgeries, tensors = _ready(stored, network)
     _check_places(network, surgeries, tensors, stored.where)
-    _check_base(module, stored)
+    is_same = _check_base(module, stored)
     heads = find_head(module, stored) if head else {}
     active = active_adapters(network)
     widen_head(module, heads)
@@ -89,6 +92,11 @@ def add_adapter(
     take_head(module, heads, stored)
     use_adapters(network, active or {name: 1.0})
     network.train(training)
+    if module.tokenizer is None:
+        places = [source] if is_same else []
+        if Path(str(module.hparams["model"])).is_dir():
+            places.append(module.hparams["model"])
+        module.tokenizer = next(filter(None, map(stored_tokenizer, places)), None)
     if not head and any(key in stored.others for key in own_head(module)):
         rank_zero_info(
             f"the head that {stored.where} was trained with stays there; add_adapter(..., "
@@ -145,8 +153,11 @@ def _check_places(
             )
 
 
-def _check_base(module: LMModule, stored: StoredAdapter) -> None:
+def _check_base(module: LMModule, stored: StoredAdapter) -> bool:
     """Check that the weights beneath the adapter are those that it was trained on.
+
+    Returns:
+        Whether that is known; a folder of plain peft has only a name to go by.
 
     Raises:
         ValueError: they are not; names one.
@@ -174,18 +185,20 @@ def _check_base(module: LMModule, stored: StoredAdapter) -> None:
             f"module's ({names[0]!r}): {len(differing)} weights differ, such as {differing[0]}"
         )
     if len(values) + len(marks) > len(shared) // 2:
-        return
+        return True
     if theirs:
         if ours != theirs:
             raise ValueError(
                 f"the adapter in {stored.where} was trained on the base {names[1]!r} with the "
                 f"weights {theirs}, and this module's is {names[0]!r} with {ours}"
             )
-    elif names[0] != names[1]:
+        return True
+    if names[0] != names[1]:
         rank_zero_warn(
             f"{stored.where} says that its base is {names[1]!r}, and nothing of its weights; this "
             f"module's is {names[0]!r}: see that they are the same"
         )
+    return names[0] == names[1]
 
 
 def _widths(layer: Any) -> tuple[int, int] | None:

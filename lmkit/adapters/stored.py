@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ..modules import LMModule
 from ..modules.checkpoint_io import read_checkpoint
@@ -18,6 +19,7 @@ from ..modules.checks import check_same
 from ..surgery import from_spec
 from ..surgery.adapter_state import adapter_tensors, other_tensors, place_of
 from ..surgery.peft_folder import read_peft_folder
+from ..tokenization import load_tokenizer, tokenizer_from_files
 
 __all__ = [
     "NOTE",
@@ -27,6 +29,7 @@ __all__ = [
     "how_to_add",
     "named_surgeries",
     "read_adapter",
+    "stored_tokenizer",
 ]
 
 #: Of a folder: what lmkit notes of it, and the weights of an adapter that peft does not know.
@@ -79,6 +82,22 @@ def read_adapter(source: str | os.PathLike[str], adapter: str | None = None) -> 
     if place.is_dir():
         return _from_folder(place)
     return _from_checkpoint(place, adapter)
+
+
+def stored_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer of a checkpoint or a folder; `None` if it holds none that can be read.
+
+    Args:
+        source: as `read_adapter` takes it.
+    """
+    place = Path(source)
+    try:
+        if place.is_dir():
+            return load_tokenizer(str(place.resolve()))
+        files = read_checkpoint(place, mmap=True)["lmkit"]["tokenizer"]
+        return tokenizer_from_files(files) if files else None
+    except ValueError:
+        return None
 
 
 def named_surgeries(ledger: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
