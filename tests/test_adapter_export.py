@@ -25,7 +25,7 @@ from lmkit.surgery.prefix_tuning import PrefixTuning
 from lmkit.surgery.prompt_tuning import PromptTuning
 from lmkit.surgery.selection import Selection
 from tests import tiny
-from tests.adapter_modules import base, make, said, save
+from tests.adapter_modules import base, make, said, save, train
 from tests.surgery.adapted import inputs
 from tests.surgery.test_folding import TARGETS
 
@@ -156,6 +156,28 @@ def test_a_base_that_was_trained_as_well_does_not_fit_into_an_adapter(tmp_path: 
     lmkit.export(fused, tmp_path / "out", adapter="a")
     with pytest.raises(ValueError, match="no adapter 'fusion'; there are a"):
         lmkit.export(fused, tmp_path / "other", adapter="fusion")
+
+
+def test_a_base_that_was_trained_before_is_not_the_one_that_a_folder_names(tmp_path: Path) -> None:
+    module = make(tmp_path)
+    train(module)
+    again = lmkit.load(save(module, tmp_path / "tuned.ckpt"))
+    for tuned in (module, again):
+        tuned.operate(LoRA("a", ["query"]))
+        with pytest.raises(
+            ValueError,
+            match=r"of 39 frozen weights are not those of the base '.*bert-0' any more, such as "
+            r"bert\..*merge=True",
+        ):
+            lmkit.export(tuned, tmp_path / "out", adapter=True)
+        assert not (tmp_path / "out").exists()
+    merged = lmkit.export(module, tmp_path / "merged", merge=True)
+    network = AutoModelForSequenceClassification.from_pretrained(merged)
+    assert (said(network) - said(module.network)).abs().max() < 1e-5
+    # In half precision the base is still the base.
+    halved = make(tmp_path, LoRA("a", ["query"]))
+    halved.network.bfloat16()
+    lmkit.export(halved, tmp_path / "half", adapter=True)
 
 
 def test_the_folder_of_an_adapter_is_no_model_and_says_how_it_becomes_one(tmp_path: Path) -> None:

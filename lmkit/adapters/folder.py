@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..modules import LMModule
-from ..modules.frozen_base import mark
+from ..modules.frozen_base import as_in_base, mark
 from ..surgery import from_spec, to_spec
 from ..surgery.adapter_state import adapter_tensors, other_tensors
 from ..surgery.composition import active_adapters
@@ -49,7 +49,8 @@ def write_adapter(
         name: of the adapter; by default the only or only active one.
 
     Raises:
-        ValueError: there is no such adapter, or other weights of the base were trained as well.
+        ValueError: there is no such adapter, or other weights of the base were trained as well, be
+            it before the adapter was added.
         ImportError: peft is needed and not installed.
     """
     module.configure_model()
@@ -60,6 +61,7 @@ def write_adapter(
     chosen = choose(known, active_adapters(network), name)
     surgeries: list[Any] = [from_spec(spec) for spec in known[chosen]]
     trained = _trained_besides(module)
+    _check_frozen(module, trained)
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     said: dict[str, Any] = {
@@ -104,6 +106,28 @@ def _trained_besides(module: LMModule) -> dict[str, Tensor]:
             "merge=True (--merge), or keep the checkpoint"
         )
     return {key: tensor for key, tensor in plain.items() if key in apart}
+
+
+def _check_frozen(module: LMModule, trained: dict[str, Tensor]) -> None:
+    """Check that what is frozen beneath the adapter is still the base that the folder will name.
+
+    Raises:
+        ValueError: it was trained since, e.g. by a fit of the whole network before.
+    """
+    kept, same = module.base.get("weights", {}), as_in_base(module)
+    frozen = {
+        name: p
+        for name, p in module.network.named_parameters(remove_duplicate=False)
+        if base_name(name) in kept and base_name(name) not in trained
+    }
+    # In half precision a weight that is as it was may have another hash than in float32.
+    if moved := [n for n, p in frozen.items() if n not in same and p.dtype == torch.float32]:
+        raise ValueError(
+            f"{len(moved)} of {len(frozen)} frozen weights are not those of the base "
+            f"{module.base.get('name')!r} any more, such as {base_name(moved[0])}, and on that "
+            "base the adapter would compute something else; export the model with merge=True "
+            "(--merge), or train the adapter on a module that is built from the base"
+        )
 
 
 def _marks(module: LMModule, trained: dict[str, Tensor]) -> dict[str, str]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .base import LMModule
 
 __all__ = [
+    "as_in_base",
     "complete",
     "decided_settings",
     "describe_base",
@@ -113,7 +114,7 @@ def decided_settings(datamodule: Any) -> dict[str, Any]:
 def marks_kept(module: LMModule) -> Iterator[None]:
     """Hash anew what a surgery makes of weights that were as the base, and so can be made again."""
     marks = module.base.get("weights", {})
-    same = {base_name(name) for name in _as_in_base(module)}
+    same = {base_name(name) for name in as_in_base(module)}
     yield
     now = module.network.named_parameters(remove_duplicate=False) if marks else ()
     again = {base_name(name): mark(p) for name, p in now if base_name(name) in same}
@@ -134,7 +135,7 @@ def left_out(module: LMModule) -> set[str]:
     optimizers = module.trainer.optimizers if module._trainer is not None else []
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     trained = {id(p) for group in groups for p in group["params"]}
-    same = _as_in_base(module).items()
+    same = as_in_base(module).items()
     return {f"network.{name}" for name, p in same if not p.requires_grad and id(p) not in trained}
 
 
@@ -198,7 +199,7 @@ def complete(module: LMModule, checkpoint: dict[str, Any]) -> None:
             "the checkpoint holds only what was trained, and needs the weights of its base "
             f"{saved['base']['name']!r}; give that as model, with pretrained=True"
         )
-    if other := sorted(noted - {f"network.{name}" for name in _as_in_base(module)}):
+    if other := sorted(noted - {f"network.{name}" for name in as_in_base(module)}):
         raise ValueError(
             "the checkpoint holds only what was trained, and this module has other weights by now "
             f"than the base, in {len(other)} that it needs, e.g. {other[0]}; load it into a new "
@@ -256,7 +257,7 @@ def mark(weight: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _as_in_base(module: LMModule) -> dict[str, nn.Parameter]:
+def as_in_base(module: LMModule) -> dict[str, nn.Parameter]:
     """Return the weights that still have the values of the base, by name."""
     marks = module.base.get("weights", {})
     return {
