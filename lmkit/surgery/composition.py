@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 from torch import nn
@@ -46,9 +48,11 @@ def use_adapters(network: nn.Module, weights: Mapping[str, float]) -> None:
         weights: by name; a name left out is off, as is one with weight 0.
 
     Raises:
+        TypeError: `weights` is no mapping of numbers.
         ValueError: there is no adapter of a name, a weight is not possible, or the network is
             folded; nothing is changed then.
     """
+    _check_numbers(weights)
     parts = list(_parts(network))
     known = adapters_of(network)
     if unknown := [name for name in weights if name not in known]:
@@ -105,6 +109,18 @@ def _weights(part: Any) -> dict[str, float]:
         return dict(part.active_adapters)
     by_peft = {name: 1.0 for name in part.active_adapters if name in _names(part)}
     return dict(getattr(part, "adapter_weights", by_peft))
+
+
+def _check_numbers(weights: Any) -> None:
+    if not isinstance(weights, Mapping):
+        raise TypeError(
+            "weights must be numbers by the names of adapters, such as {'topics': 1.0}, got "
+            f"{weights!r}"
+        )
+    if wrong := {name: w for name, w in weights.items() if not isinstance(w, Real)}:
+        raise TypeError(f"the weights of adapters must be numbers, such as 0.7, got {wrong}")
+    if wrong := {name: w for name, w in weights.items() if not math.isfinite(w)}:
+        raise ValueError(f"the weights of adapters must be finite, got {wrong}")
 
 
 def _check(part: Any, weights: Mapping[str, float]) -> None:

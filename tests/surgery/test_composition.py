@@ -170,6 +170,24 @@ def test_what_is_not_there_is_named_and_nothing_is_changed() -> None:
         assert active_adapters(network) == {"a": 1.0, "i": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        (["a"], TypeError, r"numbers by the names of adapters.*got \['a'\]"),
+        ({"a": "x"}, TypeError, r"must be numbers, such as 0\.7, got \{'a': 'x'\}"),
+        ({"a": None}, TypeError, "must be numbers"),
+        ({"a": float("nan")}, ValueError, r"must be finite, got \{'a': nan\}"),
+        ({"a": float("inf")}, ValueError, "must be finite"),
+    ],
+)
+def test_what_is_no_weight_is_refused(weights: Any, error: type[Exception], message: str) -> None:
+    network = bert()
+    LoRA("a")(network)
+    with pytest.raises(error, match=message):
+        use_adapters(network, weights)
+    assert active_adapters(network) == {"a": 1.0}
+
+
 def test_flags_are_given_back_after_an_error() -> None:
     network = nn.Linear(2, 2)
     network.bias.requires_grad_(False)
