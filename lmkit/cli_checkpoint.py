@@ -24,7 +24,6 @@ __all__ = [
     "option_of",
     "reconcile",
     "say",
-    "set_aside",
     "stand_alone",
     "take_up",
 ]
@@ -202,7 +201,6 @@ def flags_of(words: Sequence[str], section: str = "model") -> set[str]:
     return names
 
 
-@rank_zero_only
 def option_of(words: Sequence[str], option: str) -> str | None:
     """Return the value of an option among the words of a command line, if it is there."""
     for place, word in enumerate(words):
@@ -210,26 +208,6 @@ def option_of(words: Sequence[str], option: str) -> str | None:
         if name == option:
             return value if equals else next(iter(words[place + 1 : place + 2]), None)
     return None
-
-
-def set_aside(root: Path) -> None:
-    """Move the checkpoints and config of an earlier run out of the way of a new one.
-
-    Otherwise `last.ckpt` would be the earlier run's, beside the config of the new one.
-
-    Args:
-        root: the run's folder.
-    """
-    if not any((root / "checkpoints").glob("*.ckpt")):
-        return
-    number = 1
-    while (folder := root / f"earlier-{number}").exists():
-        number += 1
-    folder.mkdir()
-    for name in ("checkpoints", "config.yaml"):
-        if (root / name).exists():
-            (root / name).replace(folder / name)
-    say(f"{root} held an earlier run, whose checkpoints are now in {folder / 'checkpoints'}")
 
 
 def say(message: str) -> None:

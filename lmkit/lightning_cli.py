@@ -14,13 +14,10 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import torch
-import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
-from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch import callbacks as lightning_callbacks
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from . import callbacks, datamodules, modules
@@ -33,15 +30,14 @@ from .cli_checkpoint import (
     option_of,
     reconcile,
     say,
-    set_aside,
     stand_alone,
     take_up,
 )
 from .cli_noise import quieten
 from .cli_parser import Parser, plain_error
-from .dashboard import log_config, run_directory
 from .launcher import available_cores
 from .modules.checkpoint_io import read_checkpoint
+from .saved_config import SaveConfig
 from .trainer import Trainer
 
 __all__ = ["LMCLI", "build"]
@@ -51,25 +47,6 @@ INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 #: By being imported these are known to the parser by their short names.
 PARTS = (callbacks, datamodules, modules, lightning_callbacks)
-
-
-class SaveConfig(SaveConfigCallback):
-    """Writes the resolved config to `<run>/config.yaml` and shows it on every logger.
-
-    Other commands than `fit` write `config.<command>.yaml`, so that the run's own stays.
-    """
-
-    def save_config(
-        self, trainer: LightningTrainer, pl_module: LightningModule, stage: str
-    ) -> None:
-        """Write and show; Lightning calls this on global rank 0."""
-        text = self.parser.dump(self.config, skip_none=False)
-        command = TrainerFn(stage).value
-        name = "config.yaml" if command == "fit" else f"config.{command}.yaml"
-        path = run_directory(trainer) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        log_config(trainer, {"config": yaml.safe_load(text)})
 
 
 class LMCLI(LightningCLI):
@@ -225,8 +202,6 @@ class LMCLI(LightningCLI):
         Returns:
             The exit code: 0, 130 after Ctrl-C, or 143 after a termination by the system.
         """
-        if self.subcommand == "fit" and self._checkpoint is None:
-            set_aside(Path(self.trainer.default_root_dir))
         if self._tuned and self.trainer.num_devices == 1 and "OMP_NUM_THREADS" not in os.environ:
             workers = getattr(self.datamodule, "num_workers", 0)
             torch.set_num_threads(max(1, available_cores() - workers))

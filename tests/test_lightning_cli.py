@@ -157,6 +157,25 @@ def test_a_new_run_in_the_folder_of_an_earlier_one_sets_that_aside(run, capsys):
     assert not (run / "earlier-2").exists()
 
 
+def test_a_fit_that_fails_before_training_leaves_the_earlier_run_as_it_was(run, capsys):
+    first, config = checkpoint("runs/tiny"), (run / "config.yaml").read_text()
+    wrong = "--trainer.callbacks+=LoRACallback --trainer.callbacks.targets=[nothing_like_it]"
+    assert lmkit(f"fit -c tiny.yaml {wrong}") == 1
+    assert "no module matches" in capsys.readouterr().err
+    assert not (run / "earlier-1").exists()
+    assert equal(checkpoint("runs/tiny"), first)
+    assert (run / "config.yaml").read_text() == config
+    assert lmkit("fit -c tiny.yaml --ckpt_path last --trainer.max_steps=8") == 0
+    assert checkpoint("runs/tiny")["global_step"] == 8
+    assert not (run / "earlier-1").exists()
+
+
+def test_a_dry_run_sets_nothing_aside(run):
+    first = checkpoint("runs/tiny")
+    assert lmkit("fit -c tiny.yaml --trainer.fast_dev_run=true") == 0
+    assert equal(checkpoint("runs/tiny"), first)
+
+
 def test_a_run_that_was_never_started_starts_with_last(tmp_path, capsys):
     write_config(tmp_path, max_steps=1)
     assert lmkit("fit -c tiny.yaml --ckpt_path last") == 0
