@@ -34,6 +34,13 @@ A run that stopped goes on with the same command and --ckpt_path last.
 LMKIT_DEBUG=1 shows the stack trace of an error.
 """
 
+# Modules of Lightning whose errors are for users: early stopping names the metrics that there are,
+# where the one to watch is none of them; the other one refuses two callbacks of one state.
+_PLAIN = (
+    "lightning.pytorch.callbacks.early_stopping",
+    "lightning.pytorch.trainer.connectors.callback_connector",
+)
+
 #: Exit codes: of a run that failed, of a wrong command line or config, of Ctrl-C.
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 
@@ -260,8 +267,7 @@ def _is_for_users(error: Exception) -> bool:
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         raiser = "" if trace is None else str(trace.tb_frame.f_globals["__name__"])
-        # Early stopping names the metrics that there are, where the one to watch is none of them.
-        return raiser.startswith(("lmkit.", "lightning.pytorch.callbacks.early_stopping"))
+        return raiser.startswith(("lmkit.", *_PLAIN))
     # Lightning's own class for wrong settings is known by its name: to import it takes seconds.
     is_lightnings = any(c.__name__ == "MisconfigurationException" for c in type(error).__mro__)
     return isinstance(error, ValueError | OSError | ImportError) or is_lightnings

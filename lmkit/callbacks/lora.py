@@ -180,9 +180,14 @@ class LoRACallback(SurgeryCallback):
         """Take the penalty away."""
         self._take_penalty(pl_module)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the moving averages of AdaLoRA's importance; of other variants nothing."""
-        return {} if self.schedule is None else dict(self.schedule.state_dict())
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the moving averages of AdaLoRA's importance to the states of the callbacks."""
+        # By `state_dict` it would be among what Lightning refuses two of, of one name, before the
+        # surgery can say what to do.
+        if self.schedule is not None and (state := self.schedule.state_dict()):
+            checkpoint["callbacks"][self.state_key] = dict(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them up in the fit that goes on."""

@@ -185,7 +185,8 @@ def test_the_importance_of_a_window_is_that_of_one_large_batch(tmp_path: Path) -
     for accumulate in (1, 4):
         callback = ada(orthogonality=0.5)
         run(tmp_path, 1, accumulate, callback)
-        states.append(callback.state_dict())
+        assert callback.schedule is not None
+        states.append(callback.schedule.state_dict())
     for key in ("sensitivity", "uncertainty"):
         one, several = (state[key] for state in states)
         assert one.any() and torch.allclose(one, several, rtol=1e-3, atol=1e-3 * float(one.max()))
