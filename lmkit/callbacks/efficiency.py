@@ -34,7 +34,8 @@ class EfficiencyCallback(Callback):
     - `efficiency/mfu`: model FLOPs utilization (arXiv:2204.02311), in `[0, 1]`: the operations that
       real tokens need by `training_flops_per_token` over those that the device can do: of a GPU its
       rating, of a CPU the product of two large matrices in the precision of the run, measured once
-      for half a second. Not logged for encoder-decoders and unknown devices.
+      for half a second. Frozen weights count for less, as no gradient of them is computed. Not
+      logged for encoder-decoders and unknown devices.
     - `efficiency/peak_memory_mib`: the most memory so far, in MiB: of the accelerator, or of the
       process if there is none.
     - `efficiency/parameters`, `efficiency/trainable_parameters`: counts, taken once, and

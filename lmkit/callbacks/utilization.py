@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..functional.flops import rated_flops, training_flops_per_token
+from ..surgery.virtual_tokens import VirtualTokens
 from ..types import IGNORE_INDEX, Batch
 
 __all__ = ["attended_context", "flops_per_second", "matrix_flops", "peak_flops"]
@@ -44,6 +47,10 @@ def flops_per_second(
 ) -> float | None:
     """Return the operations per second that real tokens need; `None` for an unknown network.
 
+    Frozen weights cost less: they get no gradient, and their input gets one only where something
+    below them is trained. What stands below is read from the order of the modules: all that comes
+    after the first trained weight counts as above it.
+
     Args:
         module: its `networks`, encoders or decoders of transformers, are counted.
         batch: `labels` tell the share of the tokens that the head sees.
@@ -61,11 +68,19 @@ def flops_per_second(
         layers, width = (getattr(config, n, None) for n in ("num_hidden_layers", "hidden_size"))
         if layers is None or width is None or config.is_encoder_decoder:
             return None
-        within = _weights(network.base_model)
         # A head over the vocabulary reads the labelled tokens, another one all.
         share = 1.0 if network.get_output_embeddings() is None else labelled
-        head = _weights(network) - within
-        needed += training_flops_per_token(within, head, layers, width, context, share)
+        body, head = _count(network)
+        needed += training_flops_per_token(
+            body.weights,
+            head.weights,
+            layers,
+            width,
+            context,
+            share,
+            crossed=(body.share(body.crossed), head.share(head.crossed)),
+            trained=(body.share(body.trained), head.share(head.trained)),
+        )
     return needed * tokens_per_second
 
 
@@ -103,6 +118,36 @@ def matrix_flops(dtype: torch.dtype, threads: int, seconds: float = 0.5) -> floa
     return 2 * _SIZE**3 / best
 
 
-def _weights(network: nn.Module) -> int:
-    maps = (m for m in network.modules() if isinstance(m, nn.Linear | Conv1D))
-    return sum(m.weight.numel() for m in maps)
+@dataclass
+class _Maps:
+    """How many weights linear maps have, are crossed by the gradient, and are trained."""
+
+    weights: int = 0
+    crossed: int = 0
+    trained: int = 0
+
+    def add(self, weight: Tensor, is_crossed: bool) -> None:
+        """Count one more map."""
+        self.weights += weight.numel()
+        self.crossed += weight.numel() * is_crossed
+        self.trained += weight.numel() * weight.requires_grad
+
+    def share(self, count: int) -> float:
+        """Return a count as a share of all weights."""
+        return count / max(1, self.weights)
+
+
+def _count(network: PreTrainedModel) -> tuple[_Maps, _Maps]:
+    """Count the linear maps of the base and those of the head."""
+    body, head = _Maps(), _Maps()
+    inside = list(network.base_model.modules())
+    virtual = [module for module in inside if isinstance(module, VirtualTokens)]
+    # Virtual tokens enter below all layers, and no token of the text passes maps of theirs.
+    aside = {part for tokens in virtual for part in tokens.modules()}
+    is_crossed = any(p.requires_grad for tokens in virtual for p in tokens.parameters())
+    for place, module in enumerate(dict.fromkeys([*inside, *network.modules()])):
+        if isinstance(module, nn.Linear | Conv1D) and module not in aside:
+            (body if place < len(inside) else head).add(module.weight, is_crossed)
+        own = module.parameters(recurse=False)
+        is_crossed = is_crossed or any(p.requires_grad for p in own)
+    return body, head

@@ -32,16 +32,26 @@ _TFLOPS = {
 
 
 def training_flops_per_token(
-    layer_weights: int, head_weights: int, layers: int, width: int, context: float, share: float
+    layer_weights: int,
+    head_weights: int,
+    layers: int,
+    width: int,
+    context: float,
+    share: float,
+    crossed: tuple[float, float] = (1.0, 1.0),
+    trained: tuple[float, float] = (1.0, 1.0),
 ) -> float:
     r"""Count the operations of forward and backward per real token.
 
-    $3 \left(2 W + 4 c h n + 2 W_h p\right)$: two for each weight of the $n$ layers, $W$ in all; two
-    products with $c$ other tokens of width $h$ in each layer; two for each weight $W_h$ of the
-    head, which only the share $p$ of the tokens reaches; and twice as much again backwards. Lookups
-    of embeddings, normalizations and softmax are not counted. For BERT's layers
-    $W = n(4h^2 + 2hi)$ with $i$ the width of the feed-forward part, and $W_h = h^2 + hV$ (as
-    arXiv:2204.02311, appendix B, counts, with the head by its share).
+    $2 W (1 + b + t) + 4 c h n (1 + 2 b) + 2 W_h p (1 + b_h + t_h)$: two for each weight of the $n$
+    layers, $W$ in all; two products with $c$ other tokens of width $h$ in each layer; and two for
+    each weight $W_h$ of the head, which only the share $p$ of the tokens reaches. Backwards, the
+    gradient of a layer's input costs as much again, and is needed only in the share $b$ of the
+    weights that something trained stands below; and so does the gradient of the weights, in the
+    share $t$ that is trained. The products of attention have two inputs. With all weights trained
+    this is three times the forward. Lookups of embeddings, normalizations and softmax are not
+    counted. For BERT's layers $W = n(4h^2 + 2hi)$ with $i$ the width of the feed-forward part, and
+    $W_h = h^2 + hV$ (as arXiv:2204.02311, appendix B, counts, with the head by its share).
 
     Args:
         layer_weights: $W$, weights of all linear maps outside the head.
@@ -50,13 +60,20 @@ def training_flops_per_token(
         width: $h$, the width of queries and keys over all heads.
         context: $c$, tokens that a token attends to, on average.
         share: $p$ in `[0, 1]`, of tokens that the head sees; 1 for a causal model.
+        crossed: $b$ and $b_h$ in `[0, 1]`, of the weights that the gradient goes through.
+        trained: $t$ and $t_h$ in `[0, 1]`, of the weights that learn.
 
     Example:
         >>> bert = 12 * (4 * 768**2 + 2 * 768 * 3072), 768**2 + 768 * 30522
         >>> round(training_flops_per_token(*bert, 12, 768, 128, 0.15) / 1e6)
         545
+        >>> head_alone = {"crossed": (0.0, 0.0), "trained": (0.0, 1.0)}
+        >>> round(training_flops_per_token(*bert, 12, 768, 128, 0.15, **head_alone) / 1e6)
+        189
     """
-    return 3 * (2 * layer_weights + 4 * context * width * layers + 2 * head_weights * share)
+    back, head_back = (1 + b + t for b, t in zip(crossed, trained, strict=True))
+    attention = 4 * context * width * layers * (1 + 2 * crossed[0])
+    return 2 * layer_weights * back + attention + 2 * head_weights * share * head_back
 
 
 def rated_flops(device_name: str) -> float | None:

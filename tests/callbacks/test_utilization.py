@@ -12,6 +12,10 @@ from lmkit.callbacks import EfficiencyCallback, utilization
 from lmkit.callbacks.utilization import attended_context, flops_per_second, matrix_flops, peak_flops
 from lmkit.functional.flops import training_flops_per_token
 from lmkit.modules import CausalLMModule, MaskedLMModule
+from lmkit.surgery.lora import LoRA
+from lmkit.surgery.prefix_tuning import PrefixTuning
+from lmkit.surgery.selection import Selection
+from lmkit.types import Surgery
 from tests import tiny
 from tests.cases import CASES, make_trainer
 from tests.modules.language_model import make
@@ -40,6 +44,43 @@ def test_a_network_is_counted_as_torch_counts_it(name: str) -> None:
     assert ours is not None
     # Rotary positions and the like are matrix products too, tiny ones.
     assert ours * ids.numel() / 3 == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def counted(*surgeries: Surgery) -> tuple[float, float]:
+    """Count operations a token of training, ours and those that torch does."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    module = make(MaskedLMModule, tiny.MASKED["bert"] | {"num_hidden_layers": 4})
+    module.network.set_attn_implementation("eager")
+    for surgery in surgeries:
+        surgery(module.network)
+    ids = torch.randint(5, 99, (2, 8))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    with FlopCounterMode(display=False) as counter:
+        module.network(**batch).loss.backward()
+    ours = flops_per_second(module, batch, context=8.0, tokens_per_second=1.0)
+    assert ours is not None
+    return ours * ids.numel(), counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    "surgeries",
+    [
+        (),
+        (LoRA(rank=1, targets=["all"]),),
+        (Selection(layers=1),),
+        (Selection(layers=2),),
+        (PrefixTuning(length=1),),
+        (PrefixTuning(length=1, projection=True),),
+    ],
+    ids=["full", "lora", "one layer", "two layers", "prefix", "projected prefix"],
+)
+def test_a_network_that_is_frozen_in_part_is_counted_as_torch_counts_it(
+    surgeries: tuple[Surgery, ...],
+) -> None:
+    ours, theirs = counted(*surgeries)
+    assert ours == pytest.approx(theirs, rel=0.1)
+    assert (ours < 0.85 * counted()[0]) == bool(surgeries)
 
 
 def test_context_is_the_mean_over_tokens() -> None:

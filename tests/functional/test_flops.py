@@ -16,6 +16,20 @@ def test_the_smallest_network_by_hand() -> None:
     assert training_flops_per_token(layer, head, 1, 2, 7.0, 0.5) == 3 * forward
 
 
+def test_what_is_frozen_costs_less_backwards() -> None:
+    sizes = (100, 10, 2, 8, 16.0, 0.5)
+    forward, attention = 2 * 100 + 2 * 10 * 0.5, 4 * 16 * 8 * 2
+    frozen = training_flops_per_token(*sizes, crossed=(0.0, 0.0), trained=(0.0, 0.0))
+    assert frozen == forward + attention
+    # The gradient goes through all to the inputs, and stops at no weight: twice the forward, but
+    # of attention, whose two inputs are no weights, three times.
+    through = training_flops_per_token(*sizes, trained=(0.0, 0.0))
+    assert through == 2 * forward + 3 * attention
+    # The upper half and the head are trained, with nothing trained below.
+    upper = training_flops_per_token(*sizes, crossed=(0.5, 1.0), trained=(0.5, 1.0))
+    assert upper == 2 * forward + attention * 2 + 2 * 10 * 0.5
+
+
 def test_more_of_anything_costs_more() -> None:
     base = (100, 50, 2, 8, 16.0, 0.15)
     least = training_flops_per_token(*base)
