@@ -33,11 +33,11 @@ from .cli_checkpoint import (
     stand_alone,
     take_up,
 )
+from .cli_config import SaveConfig
 from .cli_noise import quieten
 from .cli_parser import Parser, plain_error
 from .launcher import available_cores
 from .modules.checkpoint_io import read_checkpoint
-from .saved_config import SaveConfig
 from .trainer import Trainer
 
 __all__ = ["LMCLI", "build"]

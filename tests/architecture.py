@@ -43,6 +43,7 @@ LAYERS: dict[str, set[str]] = {
 TOP = {
     "cli",
     "cli_checkpoint",
+    "cli_config",
     "cli_parser",
     "cli_noise",
     "lightning_cli",
