@@ -38,6 +38,7 @@ from .cli_noise import quieten
 from .cli_parser import Parser, plain_error
 from .launcher import available_cores
 from .modules.checkpoint_io import read_checkpoint
+from .modules.fresh_weights import checkpoint_follows
 from .trainer import Trainer
 
 __all__ = ["LMCLI", "build"]
@@ -206,7 +207,8 @@ class LMCLI(LightningCLI):
             workers = getattr(self.datamodule, "num_workers", 0)
             torch.set_num_threads(max(1, available_cores() - workers))
         try:
-            super()._run_subcommand(str(self.subcommand))
+            with checkpoint_follows(self._checkpoint is not None):
+                super()._run_subcommand(str(self.subcommand))
         except SIGTERMException:
             return TERMINATED
         except SystemExit:

@@ -9,9 +9,11 @@ import torch
 from transformers import BertConfig, BertForNextSentencePrediction
 
 import lmkit
+from lmkit.callbacks import LoRACallback, TrainableOnlyCheckpoint
 from lmkit.modules import CausalLMModule, LMModule, MaskedLMModule
 from lmkit.tokenization import train_tokenizer
 from tests import tiny
+from tests.callbacks.tuned import fit, make_module
 from tests.cases import CASES, make_trainer
 
 
@@ -37,6 +39,22 @@ def test_an_export_comes_back_as_its_module(
         assert torch.equal(loaded.network(input_ids=ids).logits, expected)
     assert loaded.tokenizer is not None
     assert loaded.tokenizer.get_vocab() == module.tokenizer.get_vocab()
+
+
+def test_a_checkpoint_that_is_loaded_is_not_said_to_start_at_random(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    _, trainer = fit(tmp_path, LoRACallback(rank=2), TrainableOnlyCheckpoint())
+    assert "has no weights for" in caplog.text and "these start at random" in caplog.text
+    trainer.save_checkpoint(tmp_path / "small.ckpt")
+    caplog.clear()
+    lmkit.load(tmp_path / "small.ckpt")
+    lmkit.export(tmp_path / "small.ckpt", tmp_path / "out", merge=True)
+    assert "at random" not in caplog.text
+    # What is built afterwards is said again.
+    make_module(tmp_path).configure_model()
+    assert "these start at random" in caplog.text
 
 
 def test_a_head_without_a_module_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard, cast
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
@@ -21,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .fresh_weights import say_fresh
 from .network import build_network, named_config
 
 __all__ = ["build_encoder_decoder", "is_two_networks", "settle"]
@@ -169,7 +169,7 @@ def _decoder(
     )
     loaded = set(network.state_dict()) - set(loading["missing_keys"])
     new = {name for name in loading["missing_keys"] if "crossattention" not in name}
-    rank_zero_info(
+    say_fresh(
         f"the decoder {half} attends to the encoder by new layers, which start at random"
         + (f", and so do {', '.join(sorted(new))}" if new else "")
     )

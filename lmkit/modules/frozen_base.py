@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..surgery.sites import base_name
+from .fresh_weights import checkpoint_follows
 from .network import MissingModelError, named_config
 
 if TYPE_CHECKING:
@@ -234,7 +235,8 @@ def on_base_of(saved: Mapping[str, Any], named: Any, path: Any) -> Iterator[dict
     try:
         if isinstance(model, str):
             named_config(model)
-        yield {"model": model}
+        with checkpoint_follows():
+            yield {"model": model}
     except (OSError, MissingModelError) as error:
         raise ValueError(
             f"the checkpoint {path} holds only what was trained, and its base {named!r} could not "

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -24,6 +23,8 @@ from transformers import (
 )
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import logging as transformers_logging
+
+from .fresh_weights import say_fresh
 
 __all__ = [
     "MissingModelError",
@@ -88,7 +89,7 @@ def build_network(
         other |= _fresh_head(network, auto_class)
     loaded = set(network.state_dict()) - set(loading["missing_keys"]) - other
     if new := sorted(set(network.state_dict()) - loaded):
-        rank_zero_info(f"{model} has no weights for {', '.join(new)}: these start at random")
+        say_fresh(f"{model} has no weights for {', '.join(new)}: these start at random")
     # transformers hands a loaded network over in eval mode, and Lightning keeps each mode.
     return network.train(), loaded
 
