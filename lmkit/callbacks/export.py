@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -99,7 +99,8 @@ class ExportCallback(Callback):
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         module = cast(LMModule, pl_module)
         source = best if self.weights == "best" and best and Path(best).exists() else module
-        export(source, self._folder(trainer), self.format, True, self.merge, self.adapter)
+        how: dict[str, Any] = {"merge": self.merge, "adapter": self.adapter}
+        export(source, self._folder(trainer), format=self.format, overwrite=True, **how)
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(self.output) if self.output else run_directory(trainer) / "export"
