@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedModel
 
 from .adapters import write_adapter
+from .adapters.ownership import check_module
 from .adapters.stored import NOTE
 from .loading import load
 from .modules import LMModule
@@ -60,6 +61,7 @@ def export(
         The folder.
 
     Raises:
+        TypeError: neither a module of lmkit nor a path or name.
         ValueError: an unknown format, options that exclude each other, or a structure that
             `transformers` cannot express, such as that of adapters without `merge` or `adapter`.
         FileExistsError: the folder is there and not empty.
@@ -75,6 +77,8 @@ def export(
         raise FileExistsError(f"{target} is there already; give another output or overwrite it")
     if format == "onnx":
         require_onnx()
+    if not isinstance(module, str | os.PathLike):
+        check_module(module, "export", "its network's own save_pretrained(folder)")
     if not isinstance(module, LMModule):
         module = load(module, base=base)
     elif base is not None:

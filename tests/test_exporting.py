@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from transformers import pipeline
 
 import lmkit
+from lmkit import adapters
 from lmkit.modules import CausalLMModule, LMModule, MaskedLMModule
 from tests import tiny
 from tests.cases import CASES, make_trainer
@@ -128,3 +130,21 @@ def test_an_export_loads_as_the_module_that_it_was(word: str, tmp_path: Path) ->
     }
     if word in asked:
         assert loaded(*asked[word]) == module.eval()(*asked[word])
+
+
+def test_a_module_of_another_kind_is_told_what_to_call(tmp_path: Path) -> None:
+    own: Any = LightningModule()
+    for call, remedy in (
+        (lambda: lmkit.export(own, tmp_path / "out"), "save_pretrained"),
+        (lambda: adapters.add_adapter(own, "a.ckpt", "a"), "load_state_dict"),
+        (lambda: adapters.write_adapter(own, tmp_path / "out"), r"peft_folder\.write_peft_folder"),
+        (lambda: adapters.list_adapters(own), r"composition\.active_adapters"),
+        (lambda: adapters.use_adapters(own, {}), r"lmkit\.surgery\.composition\.use_adapters"),
+        (lambda: adapters.merge_adapters(own), r"folding\.merge"),
+        (lambda: adapters.fold_adapters(own), r"folding\.fold"),
+        (lambda: adapters.unfold_adapters(own), r"folding\.unfold"),
+    ):
+        with pytest.raises(
+            TypeError, match=rf"a module of lmkit, got a LightningModule;.*{remedy}"
+        ):
+            call()

@@ -23,6 +23,7 @@ from ..surgery.injection import bare_layer
 from ..surgery.lora import LoRA
 from ..surgery.prefix_tuning import PrefixTuning
 from .head import find_head, own_head, take_head, widen_head
+from .ownership import check_module
 from .stored import StoredAdapter, read_adapter, stored_tokenizer
 
 __all__ = ["add_adapter"]
@@ -58,6 +59,7 @@ def add_adapter(
         head: whether the head of its task, and what else no base had, comes along.
 
     Raises:
+        TypeError: the module is not lmkit's.
         FileNotFoundError: there is nothing at `source`.
         ValueError: the name is taken, the source holds no such adapter, or it was trained on
             another base; or the head has other classes than one that was trained or came with the
@@ -72,6 +74,8 @@ def add_adapter(
         ...
         FileNotFoundError: there is no checkpoint at nowhere.ckpt
     """
+    remedy = "a surgery, e.g. LoRA(name)(network), and its own load_state_dict"
+    check_module(module, "add_adapter", remedy)
     module.configure_model()
     network, training = module.network, module.network.training
     check_name(name)

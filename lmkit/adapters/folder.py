@@ -27,6 +27,7 @@ from ..surgery.prompt_encoder import SoftPrompt
 from ..surgery.prompt_tuning import PromptTuning
 from ..surgery.sites import base_name
 from ..surgery.tuning import head_parameters
+from .ownership import check_module
 from .stored import NOTE, WEIGHTS, choose, named_surgeries
 
 __all__ = ["write_adapter"]
@@ -49,10 +50,13 @@ def write_adapter(
         name: of the adapter; by default the only or only active one.
 
     Raises:
+        TypeError: the module is not lmkit's.
         ValueError: there is no such adapter, or other weights of the base were trained as well, be
             it before the adapter was added.
         ImportError: peft is needed and not installed.
     """
+    remedy = "lmkit.surgery.peft_folder.write_peft_folder(network, surgery, folder, base)"
+    check_module(module, "write_adapter", remedy)
     module.configure_model()
     network: Any = module.network
     if is_folded(network):

@@ -9,6 +9,7 @@ from ..modules.own_base import become_base
 from ..surgery.composition import active_adapters, adapters_of
 from ..surgery.composition import use_adapters as switch
 from ..surgery.folding import fold, merge, unfold
+from .ownership import check_module
 from .stored import named_surgeries
 
 __all__ = [
@@ -29,6 +30,7 @@ def list_adapters(module: LMModule) -> dict[str, float]:
         ...     "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}))
         {}
     """
+    check_module(module, "list_adapters", "lmkit.surgery.composition.active_adapters(network)")
     module.configure_model()
     active = active_adapters(module.network)
     return {name: active.get(name, 0.0) for name in adapters_of(module.network)}
@@ -46,6 +48,7 @@ def use_adapters(module: LMModule, weights: Mapping[str, float]) -> None:
         weights: by name; those that are left out are off.
 
     Raises:
+        TypeError: the module is not lmkit's; names what to call instead.
         ValueError: there is no adapter of a name, or a weight is not possible; nothing is changed.
 
     Example:
@@ -59,6 +62,7 @@ def use_adapters(module: LMModule, weights: Mapping[str, float]) -> None:
         >>> list_adapters(module)
         {'a': 0.7, 'b': 0.0}
     """
+    check_module(module, "use_adapters", "lmkit.surgery.composition.use_adapters(network, weights)")
     module.configure_model()
     switch(module.network, weights)
 
@@ -74,8 +78,10 @@ def merge_adapters(module: LMModule) -> None:
         module: changed in place.
 
     Raises:
+        TypeError: the module is not lmkit's; names what to call instead.
         ValueError: there is no adapter, or an active one is no change of weights; says which.
     """
+    check_module(module, "merge_adapters", "lmkit.surgery.folding.merge(network)")
     module.configure_model()
     merge(module.network)
     adapters = [spec for specs in named_surgeries(module.ledger).values() for spec in specs]
@@ -91,13 +97,16 @@ def fold_adapters(module: LMModule) -> None:
         module: changed in place.
 
     Raises:
+        TypeError: the module is not lmkit's; names what to call instead.
         ValueError: an active adapter is no change of weights; says which.
     """
+    check_module(module, "fold_adapters", "lmkit.surgery.folding.fold(network)")
     module.configure_model()
     fold(module.network)
 
 
 def unfold_adapters(module: LMModule) -> None:
     """Give the base its own weights back, to the bit."""
+    check_module(module, "unfold_adapters", "lmkit.surgery.folding.unfold(network)")
     module.configure_model()
     unfold(module.network)
