@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
 import lmkit
 from lmkit.adapters import add_adapter, list_adapters, use_adapters, write_adapter
@@ -114,6 +115,28 @@ def test_a_module_without_a_tokenizer_takes_one_along(form: str, tmp_path: Path)
     own = module.tokenizer
     add_adapter(module, source, "y")
     assert module.tokenizer is own
+
+
+def test_the_example_of_the_card_works_to_the_letter(tmp_path: Path) -> None:
+    card = Path(__file__).parents[1] / "docs" / "adapters.md"
+    example = card.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    network = BertModel(BertConfig(**{**tiny.MASKED["bert"], "vocab_size": len(tiny.tokenizer())}))
+    network.save_pretrained("bert-base-uncased")
+    for task in ("topics", "tone"):
+        trained = MODULES["bert"](model="bert-base-uncased")
+        trained.tokenizer = tiny.tokenizer()
+        trained.operate(LoRA(targets=["query", "value"]))
+        train(trained)
+        path = Path("runs", task, "checkpoints", "last.ckpt")
+        path.parent.mkdir(parents=True)
+        save(trained, path, trainable_only=True)
+    lmkit.export("runs/tone/checkpoints/last.ckpt", "tone", adapter=True)
+    known: dict[str, Any] = {}
+    exec(example, known)
+    assert known["list_adapters"](known["module"]) == {"topics": 0.7, "tone": 0.3}
+    assert "label" in known["module"]("the quick fox")
+    merged = lmkit.load("exported").network
+    assert (said(merged) - said(known["module"].network)).abs().max() < 1e-5
 
 
 def test_plain_peft_names_no_classes(tmp_path: Path) -> None:
