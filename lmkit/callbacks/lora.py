@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from ..modules import LMModule
 from ..modules.optimizer import planned_steps
+from ..surgery.arguments import check_finite
 from ..surgery.lora import LoRA
 from .rank_schedule import OrthogonalityPenalty, RankSchedule
 from .surgery import SurgeryCallback
@@ -60,8 +61,9 @@ class LoRACallback(SurgeryCallback):
 
     Raises:
         ImportError: in `setup`, peft is not installed.
-        ValueError: an argument lies outside its range; in `setup`, another adapter has the name, or
-            the variant cannot stand in a layer; in a fit, `adalora` does not know how long it is.
+        ValueError: an argument lies outside its range; in `setup`, another adapter has the name,
+            the variant cannot stand in a layer, or the rank is too large for one; in a fit,
+            `adalora` does not know how long it is.
         TypeError: in `setup`, `adalora` has a penalty and the module is not lmkit's.
         NothingMatchedError: in `setup`, a target matches nothing; names what is near.
 
@@ -91,6 +93,7 @@ class LoRACallback(SurgeryCallback):
         orthogonality: float = 0.1,
     ) -> None:
         super().__init__(LoRA(name, targets, rank, alpha, dropout, variant, initial_rank, head))
+        check_finite("orthogonality", orthogonality)
         if orthogonality < 0:
             raise ValueError(f"orthogonality must be at least 0, got {orthogonality}")
         how = rank_warmup, rank_settling, rank_interval, beta1, beta2

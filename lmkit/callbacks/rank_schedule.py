@@ -15,6 +15,7 @@ from ..functional.rank_allocation import (
     smooth_importance,
     triplet_scores,
 )
+from ..surgery.arguments import check_finite, check_whole
 from ..surgery.lora import LoRA
 from ..surgery.lora_variants import Triplet, triplets
 from ..types import Batch, Objective, StepOutput
@@ -57,13 +58,14 @@ class RankSchedule:
         beta1: float = 0.85,
         beta2: float = 0.85,
     ) -> None:
+        check_finite("rank_warmup", warmup)
+        check_finite("rank_settling", settling)
         if warmup < 0 or settling < 0 or warmup + settling >= 1:
             raise ValueError(
                 "rank_warmup and rank_settling must be shares of the run that leave a part of it "
                 f"between them, got {warmup} and {settling}"
             )
-        if interval < 1:
-            raise ValueError(f"rank_interval must be at least 1 step, got {interval}")
+        check_whole("rank_interval", interval, 1)
         for word, value in (("beta1", beta1), ("beta2", beta2)):
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"{word} must lie in [0, 1), got {value}")

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from .arguments import check_finite, check_whole
 from .bottleneck import ACTIVATIONS, AdaptedLayer, Bottleneck, Handover, adapt, layer_width
 from .norm_shift import Shift, find_norms, shift
 from .sites import find_sites, match_sites
@@ -53,7 +54,7 @@ class Adapter:
 
     Raises:
         ValueError: an attribute lies outside its range; when called, another adapter has the name,
-            or `divisions` does not divide a width.
+            `divisions` does not divide a width, or `targets` name a part of the head.
         NothingMatchedError: when called, the network has no such projections; names what it has.
 
     Example:
@@ -85,8 +86,9 @@ class Adapter:
                     f"{word} must be one of {', '.join(known)}, got {getattr(self, word)!r}"
                 )
         for word in ("size", "divisions", "rank"):
-            if getattr(self, word) < 1:
-                raise ValueError(f"{word} must be at least 1, got {getattr(self, word)}")
+            check_whole(word, getattr(self, word), 1)
+        for word in ("scale", "dropout"):
+            check_finite(word, getattr(self, word))
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.kind == "parallel" and len(self.targets) not in (0, 2):
@@ -126,6 +128,7 @@ class Adapter:
         if self.targets:
             wanted = self.targets[1:] if self.kind == "parallel" else self.targets
             sites = match_sites(network, wanted)
+            _check_no_head(network, sites)
         else:
             sites = find_sites(network, KINDS[self.kind])
         if self.kind == "compacter":
@@ -188,6 +191,18 @@ def check_name(name: str) -> None:
         raise ValueError(
             "name must be a word without a dot that torch has no other use for (such as train or "
             f"type), got {name!r}"
+        )
+
+
+def _check_no_head(network: nn.Module, sites: dict[str, nn.Module]) -> None:
+    """Check that all sites stand in the base model: behind a head an adapter moves its scores."""
+    base = getattr(network, "base_model", network)
+    inside = set(base.modules())
+    outside = [name for name, layer in sites.items() if layer not in inside]
+    if base is not network and outside:
+        raise ValueError(
+            f"targets name {', '.join(outside[:3])} of the head, and adapters stand behind "
+            "projections of layers; name such ones, and leave the head to head=True"
         )
 
 

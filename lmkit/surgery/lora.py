@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 
 from .adapter import check_name
+from .arguments import check_finite, check_whole
+from .bottleneck import layer_width
 from .composition import active_adapters, use_adapters
 from .injection import bare_layer, inject, origins, place, require_peft
 from .lora_variants import Magnitude, take_from_base
@@ -61,7 +63,7 @@ class LoRA:
     Raises:
         ImportError: when called, peft is not installed.
         ValueError: an attribute lies outside its range; when called, another adapter has the name,
-            or the variant cannot stand in a layer.
+            the variant cannot stand in a layer, or the rank is larger than a layer's smaller side.
         NothingMatchedError: when called, a target matches nothing; names what is near.
 
     Example:
@@ -96,8 +98,10 @@ class LoRA:
             )
         if not targets:
             raise ValueError("targets must name linear layers, e.g. ['query', 'value'] or ['all']")
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        check_whole("rank", self.rank, 1)
+        check_whole("initial_rank", self.initial_rank, 0)
+        check_finite("alpha", self.alpha)
+        check_finite("dropout", self.dropout)
         if self.alpha <= 0:
             raise ValueError(f"alpha must be over 0, got {self.alpha}")
         if not 0.0 <= self.dropout < 1.0:
@@ -130,6 +134,7 @@ class LoRA:
         places = [place(network, site) for site in sites]
         if self.variant in _FROM_BASE:
             self._check_bases(network, places)
+        self._check_rank(network, places)
         active = active_adapters(network)
         freeze_base(network, self.head)
         layers = inject(network, self, self._config(), places)
@@ -160,6 +165,17 @@ class LoRA:
             use_dora=self.variant == "dora",
             **common,
         )
+
+    def _check_rank(self, network: nn.Module, places: list[str]) -> None:
+        """Check that no layer gets more ranks than its weight can have."""
+        most = {name: min(layer_width(network.get_submodule(name))) for name in places}
+        name = min(most, key=lambda name: most[name])
+        if self.rank > most[name]:
+            inside, outside = layer_width(network.get_submodule(name))
+            raise ValueError(
+                f"rank is {self.rank}, and {name} turns {inside} numbers into {outside}, so that "
+                f"more than {most[name]} ranks add nothing; give a rank of at most {most[name]}"
+            )
 
     def _check_bases(self, network: nn.Module, places: list[str]) -> None:
         """Check that a part can be taken out of each weight, unseen by others."""

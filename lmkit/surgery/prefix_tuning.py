@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from .adapter import check_name
+from .arguments import check_whole
 from .tuning import freeze_base
 from .virtual_tokens import (
     VirtualTokens,
@@ -70,10 +71,8 @@ class PrefixTuning:
     def __post_init__(self) -> None:
         """Check the attributes."""
         check_name(self.name)
-        if self.length < 1:
-            raise ValueError(f"length must be at least 1, got {self.length}")
-        if self.hidden < 0:
-            raise ValueError(f"hidden must be at least 0, got {self.hidden}")
+        check_whole("length", self.length, 1)
+        check_whole("hidden", self.hidden, 0)
 
     def __call__(self, network: nn.Module) -> None:
         """Freeze all weights, and add the prefix; when it is there, do nothing."""
@@ -87,6 +86,7 @@ class PrefixTuning:
                 f"there is a prefix {self.name!r} already, {there}; give this one another name"
             )
         prefixes = prefixes or Prefixes(stack)
+        prefixes.check_room(self.length)
         _check_checkpointing(stack)
         made = self._encoder(prefixes)
         freeze_base(network, self.head)
@@ -199,12 +199,25 @@ class Prefixes(VirtualTokens):
         for number in range(self.layers):
             cache.update(layers[2 * number], layers[2 * number + 1], number)
 
+    def check_room(self, count: int) -> None:
+        """Check that a prefix leaves the text a position.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if self._places is not None and count >= self._places:
+            raise ValueError(
+                f"a prefix of {count} is too long for the network's {self._places} positions, of "
+                "which the text needs some; give a smaller length"
+            )
+
     def check_length(self, length: int) -> None:
         """Check that the network has a position for each token of a text behind the prefix.
 
         Raises:
             ValueError: it has learned fewer.
         """
+        self.check_room(self.count)
         if self._places is not None and length > self._places - self.count:
             raise ValueError(
                 f"a text of {length} tokens behind a prefix of {self.count} needs more than the "

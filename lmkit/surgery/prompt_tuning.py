@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .adapter import check_name
+from .arguments import check_whole
 from .prompt_encoder import ENCODERS, SoftPrompt
 from .soft_prompts import SoftPrompts
 from .tuning import freeze_base
@@ -73,10 +74,8 @@ class PromptTuning:
         """Check the attributes."""
         object.__setattr__(self, "token_ids", tuple(self.token_ids))
         check_name(self.name)
-        if self.length < 1:
-            raise ValueError(f"length must be at least 1, got {self.length}")
-        if self.hidden < 0:
-            raise ValueError(f"hidden must be at least 0, got {self.hidden}")
+        check_whole("length", self.length, 1)
+        check_whole("hidden", self.hidden, 0)
         for word, known in (("init", INITS), ("encoder", ENCODERS)):
             if getattr(self, word) not in known:
                 raise ValueError(

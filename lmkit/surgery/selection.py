@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from .arguments import check_whole
 from .base import NothingMatchedError, match_modules
 from .depth import layer_stacks
 from .norm_shift import find_norms
@@ -56,8 +57,7 @@ class Selection:
         """Check the attributes."""
         given = self.patterns
         object.__setattr__(self, "patterns", (given,) if isinstance(given, str) else tuple(given))
-        if self.layers < 0:
-            raise ValueError(f"layers must be at least 0, got {self.layers}")
+        check_whole("layers", self.layers, 0)
 
     def __call__(self, network: nn.Module) -> None:
         """Freeze all weights but the chosen ones; done again, nothing changes."""

@@ -109,7 +109,11 @@ def match_sites(network: nn.Module, targets: Sequence[str]) -> dict[str, nn.Modu
     found: dict[str, nn.Module] = {}
     for target in targets:
         if target == "all":
-            found |= find_sites(network, list(ROLES))
+            try:
+                found |= find_sites(network, list(ROLES))
+            except NothingMatchedError as error:
+                roles = ", ".join(ROLES)
+                raise NothingMatchedError(f"'all' stands for {roles}, and {error}") from None
         elif target in ROLES:
             found |= find_sites(network, [target])
         else:

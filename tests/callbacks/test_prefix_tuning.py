@@ -112,5 +112,7 @@ def test_what_does_not_go_with_it_is_refused_in_setup(tmp_path: Path) -> None:
         make_trainer(PrefixTuningCallback()).fit(BY_NAME["masked_lm"].make_module(), data)
     with pytest.raises(ValueError, match="at most 63"):
         fit("sequence_classification", tmp_path, PrefixTuningCallback(3), data={"max_length": 64})
+    with pytest.raises(ValueError, match="prefix of 600 is too long"):
+        fit("sequence_classification", tmp_path, PrefixTuningCallback(600))
     with pytest.raises(ValueError, match="encoder-decoder"):
         fit("seq2seq", tmp_path, PrefixTuningCallback())

@@ -367,6 +367,9 @@ def test_a_base_without_known_names_is_refused_and_left_alone() -> None:
         ({"activation": "geglu"}, "activation must be one of gelu"),
         ({"size": 0}, "size must be at least 1"),
         ({"rank": 0}, "rank must be at least 1"),
+        ({"size": 4.0}, "size must be a whole number, got 4.0"),
+        ({"scale": float("nan")}, "scale must be a finite number, got nan"),
+        ({"scale": float("inf")}, "scale must be a finite number, got inf"),
         ({"dropout": 1.0}, "dropout must lie in"),
         ({"kind": "parallel", "targets": ["fc2"]}, "are two"),
     ],
@@ -374,6 +377,13 @@ def test_a_base_without_known_names_is_refused_and_left_alone() -> None:
 def test_settings_outside_their_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Adapter(**settings)
+
+
+def test_a_head_that_is_named_is_refused() -> None:
+    network = bert()
+    with pytest.raises(ValueError, match=r"targets name classifier of the head.*of layers"):
+        Adapter(kind="pfeiffer", size=2, targets=["ffn_output", "classifier"])(network)
+    assert not adapted_layers(network)
 
 
 @pytest.mark.parametrize("settings", [{"size": 6}, {"size": 15, "divisions": 5}])

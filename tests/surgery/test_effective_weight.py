@@ -35,7 +35,7 @@ def test_the_unit_vectors_show_the_weight(variant: str, order: int) -> None:
 
 def test_nothing_active_changes_nothing_and_integers_are_refused() -> None:
     network: Any = nn.ModuleDict({"q_proj": nn.Linear(2, 2)})
-    LoRA("a", ["query"])(network)
+    LoRA("a", ["query"], rank=2)(network)
     layer = network["q_proj"]
     assert len([*wrappers(layer)]) == 1
     layer.base_layer.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)

@@ -293,6 +293,12 @@ def test_without_the_head_only_the_adapter_learns() -> None:
         ({"variant": "pissa_niter_4"}, "its fast decomposition is random"),
         ({"targets": []}, "targets must name linear layers"),
         ({"rank": 0}, "rank must be at least 1"),
+        ({"rank": 2.5}, "rank must be a whole number, got 2.5"),
+        ({"rank": "8"}, "rank must be a whole number, got '8'"),
+        ({"rank": True}, "rank must be a whole number, got True"),
+        ({"variant": "adalora", "initial_rank": 12.5}, "initial_rank must be a whole number"),
+        ({"alpha": float("inf")}, "alpha must be a finite number, got inf"),
+        ({"dropout": float("nan")}, "dropout must be a finite number"),
         ({"alpha": 0.0}, "alpha must be over 0"),
         ({"dropout": 1.0}, "dropout must lie in"),
         ({"initial_rank": 12}, "initial_rank is for variant='adalora'"),
@@ -302,6 +308,17 @@ def test_without_the_head_only_the_adapter_learns() -> None:
 def test_settings_outside_their_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LoRA(**settings)
+
+
+@pytest.mark.parametrize("variant", ["lora", "dora", "adalora"])
+def test_more_ranks_than_a_layer_can_have_are_refused(variant: str) -> None:
+    network = bert()
+    width = network.config.hidden_size
+    message = rf"rank is 5000, and bert.*query turns {width} .* a rank of at most {width}"
+    with pytest.raises(ValueError, match=message):
+        LoRA(rank=5000, variant=variant)(network)
+    assert all(p.requires_grad for p in network.parameters()) and not injected_layers(network)
+    LoRA(rank=width, variant=variant)(network)
 
 
 def test_a_pattern_that_matches_nothing_names_what_is_near() -> None:

@@ -24,6 +24,7 @@ from transformers import (
 from lmkit.modules.network_inputs import check_packing
 from lmkit.modules.sparse_head import logits_at
 from lmkit.modules.speed import set_dropout
+from lmkit.surgery.composition import use_adapters
 from lmkit.surgery.prefix_folder import write_prefix_folder
 from lmkit.surgery.prefix_tuning import PrefixTuning
 from lmkit.surgery.prompt_tuning import PromptTuning
@@ -318,6 +319,21 @@ def test_a_text_with_more_tokens_than_places_behind_the_prefix_is_refused(kind: 
     assert network(input_ids=ids[:, 1:]).logits.isfinite().all()
     with pytest.raises(ValueError, match=f"max_length of the data to at most {places}"):
         network(input_ids=ids)
+
+
+def test_a_prefix_that_leaves_no_position_is_refused() -> None:
+    network = build("bert")
+    places = network.config.max_position_embeddings
+    message = rf"prefix of {places} is too long for the network's {places} positions"
+    with pytest.raises(ValueError, match=message):
+        PrefixTuning(length=places)(network)
+    assert all(p.requires_grad for p in network.parameters())
+    # Two that go alone do not go together.
+    for name in ("a", "b"):
+        PrefixTuning(name=name, length=places // 2)(network)
+    use_adapters(network, {"a": 1.0, "b": 1.0})
+    with pytest.raises(ValueError, match=message):
+        network(input_ids=torch.randint(5, VOCABULARY, (1, 2)))
 
 
 def test_a_folder_of_peft_holds_no_more_than_prefix_head_and_pooler(tmp_path: Path) -> None:

@@ -109,6 +109,8 @@ def test_what_is_not_there_is_named() -> None:
     network = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(NothingMatchedError, match="known as value; it has the linear layers 0"):
         find_sites(network, ["value"])
+    with pytest.raises(NothingMatchedError, match=r"'all' stands for query, key.*known as query"):
+        match_sites(network, ["all"])
     with pytest.raises(NothingMatchedError, match=r"'LayerNorm' matches .*and no linear layer"):
         match_sites(bert(), ["LayerNorm"])
 
