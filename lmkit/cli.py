@@ -29,6 +29,9 @@ usage: lmkit COMMAND [options]
 
 -c takes a YAML file or the word of a recipe; options after it change single values:
   lmkit fit -c masked_lm --model.learning_rate=1e-4 --trainer.max_steps=1000
+A callback's are changed by its class, and a further callback is added by +=:
+  lmkit fit -c lora --trainer.callbacks.LoRACallback.rank=4
+  lmkit fit -c lora --trainer.callbacks+=LossPlotCallback
 --cpu_tuning=false leaves allocator, pages and threads of the process as they are.
 A run that stopped goes on with the same command and --ckpt_path last.
 LMKIT_DEBUG=1 shows the stack trace of an error.

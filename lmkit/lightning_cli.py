@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from . import callbacks, datamodules, modules
 from .__about__ import __version__
+from .cli_callbacks import place_callback_options
 from .cli_checkpoint import (
     base_config,
     checkpoint_folders,
@@ -266,7 +267,7 @@ def build(args: Sequence[str], name: str | None = None, tuned: bool = False) -> 
             if found.parent.name == "checkpoints" and option_of(words, folder) is None:
                 # The run may have been moved, or the config may be relative to another folder.
                 words.append(f"{folder}={found.parent.parent}")
-    return LMCLI(words, None if name is None else f"runs/{name}", tuned)
+    return LMCLI(place_callback_options(words), None if name is None else f"runs/{name}", tuned)
 
 
 def _word(class_path: str) -> str:

@@ -42,6 +42,7 @@ LAYERS: dict[str, set[str]] = {
 #: Layers above all others: they may import anything, and only each other may import them.
 TOP = {
     "cli",
+    "cli_callbacks",
     "cli_checkpoint",
     "cli_config",
     "cli_parser",

@@ -10,7 +10,7 @@ import yaml
 
 from tests import task_files
 from tests.callbacks.tuned import save_encoder
-from tests.tiny_run import lmkit, write_config
+from tests.tiny_run import checkpoint, lmkit, write_config
 
 
 @pytest.fixture
@@ -62,3 +62,63 @@ def test_two_callbacks_of_one_state_are_refused_without_a_trace(
     write_config(tmp_path, callbacks=[{"class_path": "LossPlotCallback"}] * 2)
     assert lmkit("fit -c tiny.yaml") == 2
     assert "more than one stateful callback of type `LossPlotCallback`" in capsys.readouterr().err
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """Return the options that the saved config of the run has for a callback."""
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    (found,) = (
+        callback["init_args"]
+        for callback in config["trainer"]["callbacks"]
+        if callback["class_path"].rsplit(".", 1)[-1] == name
+    )
+    return dict(found)
+
+
+def test_an_option_of_a_callback_of_the_config_is_changed_by_its_class(tuned: Path) -> None:
+    changes = "--trainer.callbacks.LoRACallback.rank=3 --trainer.callbacks.LoRACallback.alpha 1e1"
+    more = "--trainer.callbacks+=LossPlotCallback --trainer.callbacks.LoRACallback.targets=[key]"
+    assert lmkit(f"fit -c {tuned} {changes} {more}") == 0
+    options = options_of("LoRACallback")
+    assert (options["rank"], options["alpha"], options["targets"]) == (3, 10.0, ["key"])
+    weights = checkpoint("run")["state_dict"]
+    added = {len(w) for name, w in weights.items() if "key.lora_A" in name}
+    assert added == {3} and not any("query.lora_A" in name for name in weights)
+    # The saved config has it, and it can be changed again there.
+    assert lmkit("fit -c run/config.yaml --trainer.callbacks.LoRACallback.rank=2") == 0
+    assert options_of("LoRACallback")["rank"] == 2
+    assert options_of("LoRACallback")["targets"] == ["key"]
+    assert lmkit(f"validate --ckpt_path {Path('run/checkpoints/last.ckpt')}") == 0
+
+
+def test_an_option_of_a_callback_that_is_added_is_told_by_its_class(tmp_path: Path) -> None:
+    write_config(tmp_path, max_steps=1, default_root_dir="run")
+    line = "--trainer.callbacks+=LoRACallback --trainer.callbacks+=LossPlotCallback"
+    assert lmkit(f"fit -c tiny.yaml {line} --trainer.callbacks.LoRACallback.rank=3") == 0
+    assert options_of("LoRACallback")["rank"] == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("LoraCallback.rank=4", "no callback LoraCallback, did you mean LoRACallback?"),
+        ("BitFitCallback.head=false", "there are LoRACallback, TrainableOnlyCheckpoint; --trainer"),
+        ("BitFitCallback.head=false", "callbacks+=BitFitCallback adds one"),
+        ("LoRACallback.rnk=4", "'rnk'"),
+        ("LoRACallback.rank=many", "a whole number, got 'many'"),
+        ("LoRACallback.rank", "LoRACallback.rank needs a value"),
+    ],
+)
+def test_a_wrong_option_of_a_callback_is_named(
+    option: str, message: str, tuned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lmkit(f"fit -c {tuned} --trainer.callbacks.{option}") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_option_that_could_be_of_two_callbacks_is_refused(
+    tuned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = "--trainer.callbacks+=LoRACallback --trainer.callbacks.LoRACallback.rank=4"
+    assert lmkit(f"fit -c {tuned} {more}") == 2
+    assert "there is more than one LoRACallback" in capsys.readouterr().err
