@@ -24,7 +24,10 @@ class SaveConfig(SaveConfigCallback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the config of any other command than `fit`."""
+        """Show the config on the loggers, and write that of any other command than `fit`."""
+        # Loggers keep what they are shown by now: TensorBoard writes its file before training.
+        if trainer.is_global_zero:
+            log_config(trainer, {"config": yaml.safe_load(self._text())})
         if stage != TrainerFn.FITTING:
             super().setup(trainer, pl_module, stage)
 
@@ -35,14 +38,15 @@ class SaveConfig(SaveConfigCallback):
         super().setup(trainer, pl_module, TrainerFn.FITTING)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write and show; Lightning calls this on global rank 0."""
-        text = self.parser.dump(self.config, skip_none=False)
+        """Write; Lightning calls this on global rank 0."""
         command = TrainerFn(stage).value
         name = "config.yaml" if command == "fit" else f"config.{command}.yaml"
         path = run_directory(trainer) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        log_config(trainer, {"config": yaml.safe_load(text)})
+        path.write_text(self._text(), encoding="utf-8")
+
+    def _text(self) -> str:
+        return str(self.parser.dump(self.config, skip_none=False))
 
 
 def set_aside(root: Path) -> None:

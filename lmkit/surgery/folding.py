@@ -40,7 +40,7 @@ def fold(network: nn.Module) -> None:
     Example:
         >>> from lmkit.surgery.lora import LoRA
         >>> network = nn.ModuleDict({"q_proj": nn.Linear(2, 2)})
-        >>> LoRA(targets=["query"])(network)
+        >>> LoRA(targets=["query"], rank=2)(network)
         >>> fold(network)
         >>> is_folded(network)
         True
@@ -106,7 +106,7 @@ def merge(network: nn.Module) -> None:
     Example:
         >>> from lmkit.surgery.lora import LoRA
         >>> network = nn.ModuleDict({"q_proj": nn.Linear(2, 2)})
-        >>> LoRA(targets=["query"])(network)
+        >>> LoRA(targets=["query"], rank=2)(network)
         >>> merge(network)
         >>> list(network.state_dict())
         ['q_proj.weight', 'q_proj.bias']
