@@ -54,6 +54,14 @@ def test_what_is_left_out_is_what_is_frozen_and_of_the_base(tmp_path: Path) -> N
     assert len(checkpoint["optimizer_states"][0]["state"]) == len(there)
 
 
+def test_what_is_to_be_trained_is_kept_before_there_is_an_optimizer(tmp_path: Path) -> None:
+    module = Classifier(save_encoder(tmp_path / "base"))
+    module.operate(Selection(biases=True))
+    names = dict(module.named_parameters())
+    assert left_out(module)
+    assert not any(names[name].requires_grad for name in left_out(module))
+
+
 def test_a_network_from_scratch_has_no_base_to_leave_out() -> None:
     module = Classifier({**tiny.MASKED["bert"], "vocab_size": 99})
     module.operate(Selection(biases=True))
