@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, cast
 
 import torch
@@ -10,10 +13,14 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-__all__ = ["attend", "use_fast_attention"]
+__all__ = ["MAPS", "attend", "attend_with_maps", "keeping_maps", "use_fast_attention"]
 
 #: Under this name `attend` is known to transformers.
 NAME = "lmkit"
+#: And under this one `attend_with_maps`.
+MAPS = "lmkit_maps"
+
+_kept: ContextVar[dict[nn.Module, Tensor] | None] = ContextVar("kept_maps", default=None)
 
 
 def attend(
@@ -76,6 +83,43 @@ def attend(
     )
 
 
+def attend_with_maps(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend as `attend` does, and keep the maps where `keeping_maps` asks for them."""
+    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+    causal = causal and attention_mask is None and query.shape[2] > 1
+    bias = kwargs.get("position_bias")
+    weights = _weights(module, query, key, attention_mask, scaling, causal, bias)
+    kept = _kept.get()
+    if kept is not None:
+        kept[module] = weights
+    return _weighted(module, weights, value, dropout), None
+
+
+@contextmanager
+def keeping_maps() -> Iterator[dict[nn.Module, Tensor]]:
+    """Keep the attention maps of networks that attend by `attend_with_maps` inside the block.
+
+    Yields:
+        By attention layer the probabilities `[B, H, L, L]`, before dropout and with their graph.
+    """
+    kept: dict[nn.Module, Tensor] = {}
+    token = _kept.set(kept)
+    try:
+        yield kept
+    finally:
+        _kept.reset(token)
+
+
 def use_fast_attention(network: PreTrainedModel, name: str = NAME) -> str | None:
     """Let a network attend by `attend`, unless it asks for another kernel than the default.
 
@@ -88,7 +132,7 @@ def use_fast_attention(network: PreTrainedModel, name: str = NAME) -> str | None
     """
     before = network.config._attn_implementation
     changeable = network._supports_sdpa and network._can_set_attn_implementation()
-    if before == name or before not in ("sdpa", NAME) or not changeable:
+    if before == name or before not in ("sdpa", NAME, MAPS) or not changeable:
         return None
     network.set_attn_implementation(name)
     return str(before)
@@ -105,9 +149,22 @@ def _products(
     causal: bool,
     bias: Tensor | None,
 ) -> Tensor:
+    weights = _weights(module, query, key, mask, scaling, causal, bias)
+    return _weighted(module, weights, value, dropout)
+
+
+def _weights(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    causal: bool,
+    bias: Tensor | None,
+) -> Tensor:
     groups = getattr(module, "num_key_value_groups", 1)
     if groups > 1 and key.shape[1] != query.shape[1]:
-        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+        key = key.repeat_interleave(groups, dim=1)
     # Scaled before the product: there are fewer numbers, and bfloat16 loses nothing by it.
     scores = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.mT
     if bias is not None:
@@ -119,8 +176,15 @@ def _products(
         if mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, least)
         scores = scores + mask.to(scores.dtype).clamp(min=least)
-    weights = nn.functional.dropout(scores.softmax(-1), dropout, module.training)
-    return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous()
+    return scores.softmax(-1)
+
+
+def _weighted(module: nn.Module, weights: Tensor, value: Tensor, dropout: float) -> Tensor:
+    groups = getattr(module, "num_key_value_groups", 1)
+    if groups > 1 and value.shape[1] != weights.shape[1]:
+        value = value.repeat_interleave(groups, dim=1)
+    dropped = nn.functional.dropout(weights, dropout, module.training)
+    return (dropped.to(value.dtype) @ value).transpose(1, 2).contiguous()
 
 
 def _varlen(
@@ -157,6 +221,7 @@ def _varlen(
     return cast(Tensor, output).view(batch, length, heads, size)
 
 
-AttentionInterface.register(NAME, attend)
-# The masks are those of the default kernel: bool, or none where nothing is hidden.
-AttentionMaskInterface.register(NAME, sdpa_mask)
+for _name, _function in ((NAME, attend), (MAPS, attend_with_maps)):
+    AttentionInterface.register(_name, _function)
+    # The masks are those of the default kernel: bool, or none where nothing is hidden.
+    AttentionMaskInterface.register(_name, sdpa_mask)

@@ -17,16 +17,17 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from ..surgery import to_spec
 from ..surgery.tuning import thaw
 from ..types import Batch, Objective, ObjectiveWrapper, StepOutput, Surgery
+from .assembly import assemble, check_run
 from .checkpoint import read_entry, standalone, write_entry
-from .checkpoint_io import write_atomically
-from .checks import LossGuard, check_plain, check_state, check_tokenizer, warn_of_script
-from .frozen_base import decided_settings, describe_base, leaves_out, marks_kept, name_base
+from .checks import LossGuard, check_plain, check_state, warn_of_script
+from .frozen_base import marks_kept, name_base
 from .item_mean import ItemMean
-from .network import build_network, check_fit
+from .network import build_network
 from .optimizer import check_groups, clip_gradients, optimizer_and_schedule
 from .resume import seed_batch, take_up
-from .speed import Speed, set_dropout
-from .step_log import evaluate, log_step, make_metrics
+from .scores import Scores
+from .speed import Speed
+from .step_log import evaluate, log_step
 from .token_metrics import TokenMean
 
 __all__ = ["LMModule"]
@@ -61,6 +62,8 @@ class LMModule(LightningModule):
     auto_class: ClassVar[type[_BaseAutoModelClass]]
     #: Whether a token of the network sees only those before it.
     is_causal: ClassVar[bool] = False
+    #: Whether rows without a label teach it something.
+    uses_unlabelled: ClassVar[bool] = False
     build = staticmethod(build_network)  # a subclass may make its network otherwise
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
@@ -105,6 +108,14 @@ class LMModule(LightningModule):
         """Add to a batch what the objective needs and is computed only once a batch."""
         return batch
 
+    def scores(self, output: StepOutput, batch: Batch) -> Scores:
+        """Return what `step` says of the items of a batch, in the terms of every task.
+
+        Raises:
+            NotImplementedError: the objective has no scores that two networks could share.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what its scores are")
+
     def build_metrics(self) -> dict[str, Metric]:
         """Make the metrics of an evaluation by name; each is logged as `val/<name>`."""
         return {"loss": TokenMean()}
@@ -134,16 +145,19 @@ class LMModule(LightningModule):
         """Build the network; when it is built, do nothing."""
         if hasattr(self, "network"):
             return
-        datamodule = self._trainer and getattr(self._trainer, "datamodule", None)
-        if self.tokenizer is None:
-            self.tokenizer = getattr(datamodule, "tokenizer", None)
-        named, pretrained = self.hparams["model"], self.hparams["pretrained"]
-        how = named, pretrained, self.tokenizer, decided_settings(datamodule)
-        network, loaded = self.build(self.auto_class, *how)
-        if self.hparams["dropout"] is not None:
-            set_dropout(network, self.hparams["dropout"])
-        self.network, self.base = network, self.base | describe_base(network, loaded)
-        self.metrics = make_metrics(self)
+        assemble(self)
+
+    @property
+    def task_module(self) -> LMModule:
+        """The module that is exported and used: this one, unless it trains another."""
+        return self
+
+    @classmethod
+    def arguments_for(
+        cls, arguments: Mapping[str, Any], model: Any, pretrained: bool | None = None
+    ) -> dict[str, Any]:
+        """Return what of a module's arguments to change so that it is of another model."""
+        return {"model": model} | ({} if pretrained is None else {"pretrained": pretrained})
 
     @property
     def networks(self) -> list[PreTrainedModel]:
@@ -174,18 +188,7 @@ class LMModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check that the data fit the network, and see to it that checkpoints are written whole."""
         self.configure_model()
-        datamodule = getattr(self.trainer, "datamodule", None)
-        tokenizer = getattr(datamodule, "tokenizer", None)
-        check_tokenizer(self.tokenizer, tokenizer)
-        longest = getattr(datamodule, "max_length", None)
-        check_fit(self.network, tokenizer, longest, decided_settings(datamodule))
-        self.tokenizer = tokenizer or self.tokenizer
-        self._speed.set_up(self)
-        if stage == "fit":
-            # A module that was loaded to be used is in eval mode, and Lightning would keep it so.
-            self.train()
-            self.trainable_only = leaves_out(self.trainer)
-        write_atomically(self.trainer.strategy)
+        check_run(self, stage)
 
     def on_fit_start(self) -> None:
         """Check that each trainable parameter is in exactly one group; compile the layers."""
@@ -240,6 +243,20 @@ class LMModule(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Update and log the test metrics."""
         evaluate(self, batch, "test", batch_idx)
+
+    def evaluated(self, output: StepOutput, batch: Batch, stage: str) -> None:
+        """Do more with a batch of an evaluation than to update its metrics."""
+
+    def evaluation_ends(self, stage: str) -> None:
+        """Log what only all batches of a validation or test give."""
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what only all batches give."""
+        self.evaluation_ends("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log what only all batches give."""
+        self.evaluation_ends("test")
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer over everything trainable, and its schedule per step."""

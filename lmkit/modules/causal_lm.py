@@ -15,6 +15,7 @@ from ..types import IGNORE_INDEX, Batch, StepOutput
 from .base import LMModule
 from .checks import require_tokenizer
 from .network_inputs import network_inputs
+from .scores import Scores, class_scores
 from .sparse_head import labelled, logits_at
 from .token_metrics import language_metrics, update_language_metrics
 
@@ -101,6 +102,12 @@ class CausalLMModule(LMModule):
         logits = logits_at(self.network, positions, **inputs, use_cache=False)
         loss, count = token_cross_entropy(logits, targets)
         return StepOutput(loss, count, logits)
+
+    def scores(self, output: StepOutput, batch: Batch) -> Scores:
+        """Return one item for each predicted token."""
+        assert output.logits is not None
+        shifted = labelled({"labels": _shifted(batch["labels"])})
+        return class_scores(output.logits, *shifted, batch)
 
     def build_metrics(self) -> dict[str, Metric]:
         """Make loss, perplexity and accuracy."""

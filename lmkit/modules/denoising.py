@@ -18,6 +18,7 @@ from .checks import require_tokenizer
 from .decoder_inputs import decoder_inputs
 from .generation import generate
 from .network import usable_positions
+from .scores import Scores, class_scores
 from .sparse_head import labelled, logits_at
 from .token_metrics import language_metrics, update_language_metrics
 
@@ -127,6 +128,12 @@ class DenoisingModule(LMModule):
         )
         loss, count = token_cross_entropy(logits, targets)
         return StepOutput(loss, count, logits)
+
+    def scores(self, output: StepOutput, batch: Batch) -> Scores:
+        """Return one item for each token of the targets."""
+        assert output.logits is not None
+        written = batch["labels"] != IGNORE_INDEX
+        return class_scores(output.logits, *labelled(batch), batch, written)
 
     def build_metrics(self) -> dict[str, Metric]:
         """Make loss, perplexity and accuracy."""

@@ -17,6 +17,7 @@ from ..types import IGNORE_INDEX, Batch, StepOutput
 from .base import LMModule
 from .checks import require_tokenizer
 from .network_inputs import network_inputs
+from .scores import Scores, class_scores
 from .sentence_objective import (
     OBJECTIVES,
     check_sentence_data,
@@ -147,6 +148,11 @@ class MaskedLMModule(LMModule):
         logits = logits_at(self.network, positions, **network_inputs(self.network, batch))
         loss, count = token_cross_entropy(logits, targets)
         return StepOutput(loss, count, logits)
+
+    def scores(self, output: StepOutput, batch: Batch) -> Scores:
+        """Return one item for each masked token."""
+        assert output.logits is not None
+        return class_scores(output.logits, *labelled(batch), batch)
 
     def build_metrics(self) -> dict[str, Metric]:
         """Make loss, perplexity and accuracy, and those of pairs."""

@@ -20,6 +20,7 @@ from .checks import require_tokenizer
 from .choice_metrics import PlaceCounts
 from .network import usable_positions
 from .network_inputs import network_inputs
+from .scores import Scores, real_tokens
 from .token_metrics import TokenMean
 
 __all__ = ["MultipleChoiceModule"]
@@ -109,6 +110,16 @@ class MultipleChoiceModule(LMModule):
         logits = self._logits(batch)
         loss, count = token_cross_entropy(logits, batch["labels"])
         return StepOutput(loss, count, logits)
+
+    def scores(self, output: StepOutput, batch: Batch) -> Scores:
+        """Return one item for each question; its rows share it."""
+        assert output.logits is not None
+        tokens = real_tokens(batch)
+        valid, choices = tokens.flatten(1).any(1), batch["choice_mask"].float()
+        shares = choices / choices.sum(1, keepdim=True).clamp(min=1) * valid.unsqueeze(1)
+        rows = torch.arange(len(valid), device=valid.device) * choices.shape[1]
+        how = rows, tokens.flatten(0, 1), shares.flatten()
+        return Scores("classes", output.logits, valid, batch["labels"], *how)
 
     def build_metrics(self) -> dict[str, Metric]:
         """Make loss and accuracy."""

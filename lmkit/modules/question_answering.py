@@ -27,6 +27,7 @@ from .base import LMModule
 from .checks import require_tokenizer
 from .network import usable_positions
 from .network_inputs import network_inputs
+from .scores import Scores, row_scores
 from .token_metrics import TokenMean
 
 __all__ = ["QuestionAnsweringModule"]
@@ -158,6 +159,13 @@ class QuestionAnsweringModule(LMModule):
         labels = batch["start_positions"], batch["end_positions"]
         loss, count = span_loss(logits[..., 0], logits[..., 1], *labels)
         return StepOutput(loss, count, logits)
+
+    def scores(self, output: StepOutput, batch: Batch) -> Scores:
+        """Return one item for each window: the scores `[B, 2, L]` of start and end."""
+        assert output.logits is not None
+        found = row_scores("classes", output.logits.transpose(1, 2), batch)
+        labels = torch.stack([batch["start_positions"], batch["end_positions"]], 1)
+        return found._replace(labels=labels)
 
     def build_metrics(self) -> dict[str, Metric]:
         """Make loss, exact match and F1."""

@@ -21,6 +21,7 @@ from .decoder_inputs import decoder_inputs, decoder_start
 from .encoder_decoder import build_encoder_decoder, is_two_networks, settle
 from .generation import generate, set_generation, source_batch
 from .network import build_network, check_fit, usable_positions
+from .scores import Scores, class_scores
 from .sparse_head import labelled, logits_at
 from .text_metrics import text_metrics
 from .token_metrics import language_metrics, update_language_metrics
@@ -198,6 +199,12 @@ class Seq2SeqModule(LMModule):
         loss, count = token_cross_entropy(logits, targets, smoothing)
         return StepOutput(loss, count, logits)
 
+    def scores(self, output: StepOutput, batch: Batch) -> Scores:
+        """Return one item for each token of the targets."""
+        assert output.logits is not None
+        written = batch["labels"] != IGNORE_INDEX
+        return class_scores(output.logits, *labelled(batch), batch, written)
+
     def build_metrics(self) -> dict[str, Metric]:
         """Make loss, perplexity and accuracy over the tokens of the targets."""
         return language_metrics()
@@ -205,25 +212,27 @@ class Seq2SeqModule(LMModule):
     def update_metrics(
         self, metrics: Mapping[str, Metric], output: StepOutput, batch: Batch
     ) -> None:
-        """Give the metrics the result of one batch, and write texts when enough of them wait."""
+        """Give the metrics the result of one batch."""
         update_language_metrics(metrics, output, labelled(batch)[1])
+
+    def evaluated(self, output: StepOutput, batch: Batch, stage: str) -> None:
+        """Keep the rows that are to be written, and write when enough of them wait."""
         if not self.hparams["metrics"]:
             return
-        is_test = metrics is cast(object, self.metrics["test_metrics"])
-        stage, last = "test" if is_test else "val", self.hparams["generate_examples"]
-        numbers = batch["index"].tolist()
-        rows = [row for row, n in enumerate(numbers) if n >= 0 and (is_test or n < last)]
+        numbers, last = batch["index"].tolist(), self.hparams["generate_examples"]
+        rows = [r for r, n in enumerate(numbers) if n >= 0 and (stage == "test" or n < last)]
         self._waiting.add(batch, rows, self._targets(batch, rows, stage))
         if len(self._waiting) >= len(numbers):
             self._write_waiting(stage)
 
-    def on_validation_epoch_end(self) -> None:
+    def evaluation_ends(self, stage: str) -> None:
         """Write what still waits, and log how near all texts are to their targets."""
-        self._log_written("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Write what still waits, and log how near all texts are to their targets."""
-        self._log_written("test")
+        if not self.hparams["metrics"]:
+            return
+        # Every rank has to update a metric before it is computed, also one without a text.
+        self._write_waiting(stage)
+        for name, metric in self._text_metrics(stage).items():
+            self.log(f"{stage}/{name}", metric, batch_size=1)
 
     def forward(self, text: str | list[str]) -> dict[str, Any] | list[dict[str, Any]]:
         """Write the target of a source, or of each of several.
@@ -274,14 +283,6 @@ class Seq2SeqModule(LMModule):
         written = self._write(batch) if targets else []
         for metric in self._text_metrics(stage).values():
             metric.update(written, targets)
-
-    def _log_written(self, stage: str) -> None:
-        if not self.hparams["metrics"]:
-            return
-        # Every rank has to update a metric before it is computed, also one without a text.
-        self._write_waiting(stage)
-        for name, metric in self._text_metrics(stage).items():
-            self.log(f"{stage}/{name}", metric, batch_size=1)
 
     def _text_metrics(self, stage: str) -> Mapping[str, Metric]:
         return cast(Mapping[str, Metric], self.text_metrics[stage])

@@ -30,6 +30,7 @@ from .class_metrics import (
 from .class_predictions import class_weights, read_classes
 from .network import usable_positions
 from .network_inputs import network_inputs
+from .scores import Scores, row_scores
 from .token_metrics import TokenMean
 from .word_predictions import label_list
 
@@ -189,6 +190,12 @@ class SequenceClassificationModule(LMModule):
             smoothing = self.hparams["label_smoothing"]
             loss, items = class_loss(logits, labels, self.weights, smoothing, gamma)
         return StepOutput(loss, items, logits)
+
+    def scores(self, output: StepOutput, batch: Batch) -> Scores:
+        """Return one item for each example."""
+        assert output.logits is not None
+        kinds: dict[str, Any] = {"multi_label": "labels", "regression": "value"}
+        return row_scores(kinds.get(self.task, "classes"), output.logits, batch)
 
     def build_metrics(self) -> dict[str, Metric]:
         """Make the loss and the metrics of the task."""

@@ -29,6 +29,7 @@ from .entity_metrics import (
 )
 from .network import usable_positions
 from .network_inputs import check_packing, network_inputs
+from .scores import Scores, token_scores
 from .token_metrics import TokenMean
 from .word_predictions import label_list, outside_label, read_rows, row_record, word_choices
 from .word_samples import tagged_samples
@@ -120,6 +121,17 @@ class TokenClassificationModule(LMModule):
         logits = self._logits(batch)
         loss, count = token_cross_entropy(logits, batch["labels"])
         return StepOutput(loss, count, logits)
+
+    def scores(self, output: StepOutput, batch: Batch) -> Scores:
+        """Return one item for each labelled piece; of a text without labels all its pieces."""
+        assert output.logits is not None
+        if batch["input_ids"].dim() == 2:
+            return token_scores(output.logits, batch)
+        names = ("input_ids", "attention_mask", "labels")
+        flat = {name: batch[name].flatten(0, 1) for name in names}
+        if "index" in batch:
+            flat["index"] = batch["index"].repeat_interleave(batch["input_ids"].shape[1])
+        return token_scores(output.logits.flatten(0, 1), flat)
 
     def keeps_apart(self, longest: int) -> bool:
         """Whether sentences may share a row of up to `longest` tokens, each as if it were alone."""

@@ -1,6 +1,12 @@
 """Tokenizers: loaded, trained, kept in a checkpoint, and asked for what a task needs."""
 
-from .loading import load_tokenizer, tokenizer_digest, tokenizer_from_files, tokenizer_to_files
+from .loading import (
+    load_tokenizer,
+    tokenizer_digest,
+    tokenizer_from_files,
+    tokenizer_to_files,
+    vocabulary_digest,
+)
 from .special import (
     PairAffixes,
     pair_affixes,
@@ -29,5 +35,6 @@ __all__ = [
     "tokenizer_from_files",
     "tokenizer_to_files",
     "train_tokenizer",
+    "vocabulary_digest",
     "word_encoder",
 ]

@@ -12,7 +12,13 @@ from typing import Any, cast
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-__all__ = ["load_tokenizer", "tokenizer_digest", "tokenizer_from_files", "tokenizer_to_files"]
+__all__ = [
+    "load_tokenizer",
+    "tokenizer_digest",
+    "tokenizer_from_files",
+    "tokenizer_to_files",
+    "vocabulary_digest",
+]
 
 # Roles of the special tokens that a bare `tokenizer.json` names but gives no role.
 _USUAL_ROLES = {
@@ -112,6 +118,15 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
         state = [type(tokenizer).__qualname__, sorted(tokenizer.get_vocab().items())]
     roles = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     text = json.dumps([state, roles], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a hash of which id means which token: 64 hex digits.
+
+    Two tokenizers may share it and cut texts differently, but each reads the other's ids.
+    """
+    text = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,0 +1,47 @@
+"""Building the network of a module, and checking that data and Trainer go with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .checkpoint_io import write_atomically
+from .checks import check_tokenizer
+from .frozen_base import decided_settings, describe_base, leaves_out
+from .network import check_fit
+from .speed import set_dropout
+from .step_log import make_metrics
+
+if TYPE_CHECKING:
+    from .base import LMModule
+
+__all__ = ["assemble", "check_run"]
+
+
+def assemble(module: LMModule) -> None:
+    """Build the network and the metrics of a module, with what its data decide."""
+    datamodule = module._trainer and getattr(module._trainer, "datamodule", None)
+    if module.tokenizer is None:
+        module.tokenizer = getattr(datamodule, "tokenizer", None)
+    named, pretrained = module.hparams["model"], module.hparams["pretrained"]
+    how = named, pretrained, module.tokenizer, decided_settings(datamodule)
+    network, loaded = module.build(module.auto_class, *how)
+    if module.hparams["dropout"] is not None:
+        set_dropout(network, module.hparams["dropout"])
+    module.network, module.base = network, module.base | describe_base(network, loaded)
+    module.metrics = make_metrics(module)
+
+
+def check_run(module: LMModule, stage: str) -> None:
+    """Check that the data fit the network, and see to it that checkpoints are written whole."""
+    datamodule = getattr(module.trainer, "datamodule", None)
+    tokenizer = getattr(datamodule, "tokenizer", None)
+    check_tokenizer(module.tokenizer, tokenizer)
+    longest = getattr(datamodule, "max_length", None)
+    check_fit(module.network, tokenizer, longest, decided_settings(datamodule))
+    module.tokenizer = tokenizer or module.tokenizer
+    module._speed.set_up(module)
+    if stage == "fit":
+        # A module that was loaded to be used is in eval mode, and Lightning would keep it so.
+        module.train()
+        module.trainable_only = leaves_out(module.trainer)
+    write_atomically(module.trainer.strategy)

@@ -1,0 +1,346 @@
+"""Knowledge distillation: a task module that learns from a teacher too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import nn
+from torchmetrics import Metric
+
+from ..surgery.layers import keep_layers
+from ..types import Batch, StepOutput
+from .base import LMModule
+from .captures import capturing, freeze_unreached, show_maps
+from .distillation_losses import DistillationLoss, LogitLoss, loss_from_spec, loss_to_spec
+from .distillation_report import DistillationReport
+from .distillation_terms import HardLoss, Terms, layers_to_keep
+from .frozen_base import describe_base
+from .scores import Scores
+from .step_log import make_metrics
+from .student import student_from_spec, student_to_spec
+from .teacher_view import attach
+from .teachers import TeacherOptions, Teachers
+
+__all__ = ["DistillationModule"]
+
+
+class DistillationModule(LMModule):
+    r"""Train a task module, the student, on what one or several teachers say (arXiv:1503.02531).
+
+    $\mathcal{L} = \frac{1}{N} \sum_{i=1}^{N} \bigl[\lambda \ell_i + \sum_j w_j d_{ij}\bigr]$, where
+    $\ell_i$ is the student's own loss of item $i$ (example, labelled piece or token), 0 of one that
+    has no label, $\lambda$ the `hard_weight`, and $d_{ij}$ the losses against the teacher: of
+    logits item by item, of what is inside the networks the mean over the tokens of the item's text.
+    So batches of an accumulation window and of all ranks add up to one large batch exactly.
+
+    Everything else is the student's: its data module, metrics, predictions and export. `network` is
+    the student's network; nothing of the teachers is in a checkpoint, in the optimizer, or moved by
+    it. Teachers are of the student's task, and their classes are matched by name. Each batch asks
+    the teacher once, whatever other techniques make of it.
+
+    Logs what the student logs, `distillation/loss_hard` and `distillation/loss_<word>` of each loss
+    (`logits`, `hidden`, `attention`, `relations`, `flow`); and of an evaluation `val/agreement`
+    (share of items decided alike), `val/teacher_divergence` (KL at temperature 1) and
+    `val/retention`, the student's main metric as a share of the teacher's. A test has a table
+    `differences` of the examples that both decide differently.
+
+    Args:
+        student: a task module, just made; or its `class_path` and `init_args`.
+        teacher: a checkpoint of lmkit, the folder of an export or of `save_pretrained`, or a hub
+            name; or a list of these.
+        losses: against the teacher; by default `LogitLoss()`. A loss may be a `class_path` with
+            `init_args`.
+        hard_weight: $\lambda$, the weight of the student's own loss; at least 0.
+        final_hard_weight: what it moves to, in a straight line over the run.
+        hard_start: share of the run from which on the own loss counts, in `[0, 1)`.
+        student_layers: which layers of the student's `model` to keep, from 0, or how many, which
+            are then spread over its depth: so a student begins as its teacher with fewer layers.
+        teacher_weights: of several teachers, whose probabilities are averaged: one number each, or
+            `"confidence"`, for each example by how right each teacher is (arXiv:2201.00007).
+        wrong_weight: factor, in `[0, 1]`, of the logit losses of items on which the teacher is
+            wrong.
+        teacher_precision: of the teachers' weights.
+        cache: whether one pass over the training rows writes down what the teacher says, so that
+            training does without it. For rows that are the same in each epoch.
+        cache_precision: of what is written down.
+        cache_top_k: of the logits keep so many, and the mass of the others together; all by
+            default.
+        cache_dir: where to; by default the cache of the data module.
+
+    Raises:
+        TypeError: an argument is not plain data, or no student.
+        ValueError: a number lies outside its range; in `setup`, the teacher is missing, of another
+            task, or has other classes or tokens than the student.
+
+    Example:
+        >>> from lmkit.modules import SequenceClassificationModule
+        >>> student = SequenceClassificationModule({"model_type": "bert", "vocab_size": 99,
+        ...     "hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2,
+        ...     "intermediate_size": 8, "id2label": {0: "no", 1: "yes"}})
+        >>> module = DistillationModule(student, "teacher/export", student_layers=[0, 3])
+        >>> module.configure_model()
+        >>> module.network.config.num_hidden_layers
+        2
+    """
+
+    uses_unlabelled = True
+
+    def __init__(
+        self,
+        student: LMModule,
+        teacher: str | list[str],
+        losses: list[DistillationLoss] | None = None,
+        hard_weight: float = 0.5,
+        final_hard_weight: float | None = None,
+        hard_start: float = 0.0,
+        student_layers: int | list[int] | dict[str, list[int]] | None = None,
+        teacher_weights: list[float] | Literal["confidence"] | None = None,
+        wrong_weight: float = 1.0,
+        teacher_precision: Literal["fp32", "bf16"] = "fp32",
+        cache: bool = False,
+        cache_precision: Literal["fp16", "fp32"] = "fp16",
+        cache_top_k: int | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        made = [loss_from_spec(loss) for loss in ([LogitLoss()] if losses is None else losses)]
+        # Plain data alone may stand among the hyper-parameters; Lightning reads them here.
+        student = cast(LMModule, student_to_spec(student))
+        losses = cast("list[DistillationLoss]", [loss_to_spec(loss) for loss in made])
+        task = student_from_spec(cast(Mapping[str, Any], student))
+        # The student's optimizer is this module's.
+        shared = ("model", "pretrained", "learning_rate", "weight_decay", "warmup", "schedule")
+        more = ("optimizer", "dropout", "compile")
+        super().__init__(
+            *(task.hparams[name] for name in (*shared, *more)),
+            layer_decay=task.hparams.get("layer_decay", 1.0),
+        )
+        if not 0.0 <= wrong_weight <= 1.0:
+            raise ValueError(f"wrong_weight must lie in [0, 1], got {wrong_weight}")
+        names = [teacher] if isinstance(teacher, str) else list(teacher)
+        self.teachers = Teachers(
+            names,
+            made,
+            TeacherOptions(
+                teacher_weights,
+                wrong_weight,
+                teacher_precision,
+                cache,
+                cache_precision,
+                cache_top_k,
+                cache_dir,
+            ),
+        )
+        own = HardLoss(weight=hard_weight, final_weight=final_hard_weight, start=hard_start)
+        self._terms = Terms(made, own)
+        # Not a part of this module: its network is, under the name that all modules have for it.
+        self._held = (task,)
+        self.auto_class, self.is_causal = task.auto_class, task.is_causal  # type: ignore[misc]
+        self.projections = nn.ModuleDict()
+        self.report: DistillationReport | None = None
+
+    @property
+    def task_module(self) -> LMModule:
+        """The student, which is what is exported and used."""
+        return self._held[0]
+
+    @classmethod
+    def arguments_for(
+        cls, arguments: Mapping[str, Any], model: Any, pretrained: bool | None = None
+    ) -> dict[str, Any]:
+        """Return what of the arguments to change so that the student is of another model."""
+        spec = student_to_spec(arguments["student"])
+        changed = LMModule.arguments_for(spec["init_args"], model, pretrained)
+        init_args = {**spec["init_args"], **changed}
+        # A network from a config is that of a checkpoint, and cut down already.
+        layers = {} if isinstance(model, str) else {"student_layers": None}
+        return {"student": {**spec, "init_args": init_args}, **layers}
+
+    def prepare_data(self) -> None:
+        """Let the teachers write down what they say, where that is asked for; once per node."""
+        if self.hparams["cache"] and self.trainer.state.fn == TrainerFn.FITTING:
+            self._meet(required=True)
+            self.teachers.to(self.trainer.strategy.root_device)
+            self.teachers.prepare(self.task_module, getattr(self.trainer, "datamodule", None))
+
+    def configure_model(self) -> None:
+        """Build the student's network, and cut it down; when it is built, do nothing."""
+        if hasattr(self, "network"):
+            return
+        task = self.task_module
+        if hasattr(task, "network"):
+            del task.network
+        task._trainer, task.tokenizer = self._trainer, self.tokenizer or task.tokenizer
+        task.hparams.update({name: self.hparams[name] for name in ("model", "pretrained")})
+        task.configure_model()
+        self.base = task.base
+        if (layers := self.hparams["student_layers"]) is not None:
+            keep_layers(task.network, layers_to_keep(task.network, layers))
+            if "fresh" in task.base:
+                loaded = set(task.network.state_dict()) - set(task.base["fresh"])
+                self.base = task.base | describe_base(task.network, loaded)
+        self.network, self.tokenizer = task.network, task.tokenizer
+        self.metrics = task.metrics = make_metrics(self)
+
+    def setup(self, stage: str) -> None:
+        """Set up the student, find the teachers, and make the projections between their states."""
+        if stage != "predict":
+            self._meet(required=stage == "fit")
+        self.task_module.setup(stage)
+        super().setup(stage)
+        if self.teachers.there and self.hparams["cache"] and stage == "fit":
+            self.teachers.open(getattr(self.trainer, "datamodule", None))
+
+    def _meet(self, required: bool) -> None:
+        self.configure_model()
+        self.task_module._trainer = self._trainer
+        self.teachers.find(self.task_module, required)
+        if self.teachers.there:
+            made = self._terms.open(self.network, self.teachers)
+            if not self.projections:
+                self.projections = made
+            show_maps(self.network, self._terms.places)
+            self.teachers.attend()
+            self.report = DistillationReport(self.task_module)
+        if required and not self._terms.uses_scores:
+            freeze_unreached(self.network, self._terms.places)
+
+    def on_fit_start(self) -> None:
+        """Learn how long the run is."""
+        super().on_fit_start()
+        self._terms.plan(self.trainer)
+
+    def on_train_start(self) -> None:
+        """Take up the seed."""
+        super().on_train_start()
+        self.task_module.seed = self.seed
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Add what the student needs, and what the teachers say of the batch."""
+        batch = self.task_module.prepare(batch)
+        for number, said in enumerate(self.teachers.read(batch, self.training)):
+            batch = attach(batch, number, said)
+        return batch
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Compute the losses of a batch; in evaluation the student's own alone.
+
+        Args:
+            batch: what the student's step takes, with what `prepare` adds.
+
+        Returns:
+            Loss, number of items (examples, labelled pieces or tokens), and the student's logits.
+        """
+        task = self.task_module
+        task.training = self.training
+        if not self.training:
+            return task.step(batch)
+        with capturing(self.network, self._terms.places) as inside:
+            own = task.step(batch)
+        return self._terms.join(own, task.scores(own, batch), inside, batch, self)
+
+    def scores(self, output: StepOutput, batch: Batch) -> Scores:
+        """Return the student's."""
+        return self.task_module.scores(output, batch)
+
+    def build_metrics(self) -> dict[str, Metric]:
+        """Make the student's."""
+        return self.task_module.build_metrics()
+
+    def build_tables(self) -> dict[str, Metric]:
+        """Make the student's."""
+        return self.task_module.build_tables()
+
+    def update_metrics(
+        self, metrics: Mapping[str, Metric], output: StepOutput, batch: Batch
+    ) -> None:
+        """Give the metrics the result of one batch."""
+        self.task_module.update_metrics(metrics, output, batch)
+
+    def update_tables(self, tables: Mapping[str, Metric], output: StepOutput, batch: Batch) -> None:
+        """Give the counts the result of one batch."""
+        self.task_module.update_tables(tables, output, batch)
+
+    def evaluated(self, output: StepOutput, batch: Batch, stage: str) -> None:
+        """Compare with the teachers, where they are there, and let the student do its part."""
+        task = self.task_module
+        task._current_fx_name = self._current_fx_name
+        task.evaluated(output, batch, stage)
+        if self.teachers.there and self.report is not None:
+            found = self.report.update(task, self.teachers, output, batch, stage)
+            for name, metric in found.items():
+                self.log(f"{stage}/{name}", metric, batch_size=1)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin anew to compare with the teachers."""
+        self._begin("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Begin anew to compare with the teachers."""
+        self._begin("test")
+
+    def evaluation_ends(self, stage: str) -> None:
+        """Log what only all batches give, and how much of the teacher's quality is kept."""
+        task = self.task_module
+        task._current_fx_name = self._current_fx_name
+        task.evaluation_ends(stage)
+        if self.teachers.there and self.report is not None:
+            own = cast(Mapping[str, Metric], self.metrics[f"{stage}_metrics"])
+            if (share := self.report.retention(own, stage)) is not None:
+                self.log(f"{stage}/retention", share, batch_size=1)
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the student's, and the examples on which it differs from the teachers."""
+        tables = self.task_module.tables()
+        if self.report is not None:
+            rows = self.report.rows(self.task_module, getattr(self.trainer, "datamodule", None))
+            tables |= {"differences": rows}
+        return tables
+
+    def figures(self) -> dict[str, Any]:
+        """Return the student's."""
+        return self.task_module.figures()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Any:
+        """Predict as the student does."""
+        return self.task_module.predict_step(batch, batch_idx)
+
+    def forward(self, *texts: Any) -> Any:
+        """Predict on raw text as the student does."""
+        return self.task_module(*texts)
+
+    def sample(self, batch: Batch, rows: int) -> list[dict[str, Any]]:
+        """Show what the student makes of the first rows of a batch."""
+        shown: list[dict[str, Any]] = cast(Any, self.task_module).sample(batch, rows)
+        return shown
+
+    def keeps_apart(self, longest: int) -> bool:
+        """Whether student and teachers keep texts apart that share a row."""
+        ask = getattr(self.task_module, "keeps_apart", None)
+        return bool(ask and ask(longest)) and self.teachers.keep_apart(longest)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which teachers it was."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["lmkit"]["teachers"] = self.teachers.fingerprints
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse other teachers than those of a run that goes on."""
+        super().on_load_checkpoint(checkpoint)
+        self.teachers.check_same(checkpoint["lmkit"].get("teachers", {}))
+        for key, weight in checkpoint["state_dict"].items():
+            name = key.removeprefix("projections.").removesuffix(".weight")
+            if key.startswith("projections.") and name not in self.projections:
+                self.projections[name] = nn.Linear(*weight.shape[::-1], bias=False)
+
+    def teardown(self, stage: str) -> None:
+        """Leave the student as it was."""
+        self.task_module.teardown(stage)
+        super().teardown(stage)
+
+    def _begin(self, stage: str) -> None:
+        # Its metrics of texts are no part of this module, which alone is moved.
+        self.task_module.to(self.device)
+        if self.report is not None:
+            self.report.forget(stage)

@@ -1,0 +1,127 @@
+"""How near a student comes to its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from ..functional.distillation import binary_divergence, logit_divergence, value_distance
+from .scores import Scores
+from .token_metrics import TokenMean
+
+__all__ = ["Differences", "agreement_of", "distance_of", "main_metric", "teacher_metrics"]
+
+# What a task is mostly judged by, the first that it has.
+_MAIN = ("f1", "spearman", "accuracy", "micro_f1", "macro_f1", "exact_match")
+# Of examples on which both differ.
+_MOST = 1000
+
+
+def teacher_metrics() -> dict[str, Metric]:
+    """Make the metrics of an evaluation that compare student and teacher."""
+    return {"agreement": TokenMean(), "teacher_divergence": TokenMean()}
+
+
+def main_metric(names: Sequence[str]) -> str | None:
+    """Return the name of the metric that retention is the share of, `None` without one."""
+    return next((name for name in _MAIN if name in names), None)
+
+
+def distance_of(scores: Scores, teacher: Tensor) -> Tensor:
+    """Return the divergence from the teacher of each item at temperature 1, float `[N]`."""
+    if scores.kind == "value":
+        return value_distance(scores.logits, teacher, scores.valid)
+    measure = logit_divergence if scores.kind == "classes" else binary_divergence
+    return measure(scores.logits, teacher, scores.valid)
+
+
+def agreement_of(scores: Scores, teacher: Tensor) -> Tensor | None:
+    """Return which items both networks decide alike, bool `[N]`; `None` for values."""
+    if scores.kind == "value":
+        return None
+    ours, theirs = choices_of(scores.logits, scores.kind), choices_of(teacher, scores.kind)
+    same = (ours == theirs).flatten(1).all(1)
+    return same & scores.valid
+
+
+def choices_of(logits: Tensor, kind: str) -> Tensor:
+    """Return what is predicted: the class `[N, ...]`, or of each label whether it is."""
+    return logits > 0 if kind == "labels" else logits.argmax(-1).unsqueeze(-1)
+
+
+class Differences(Metric):
+    """The examples on which student and teacher decide differently, the first 1,000 of each rank.
+
+    `compute` returns int64 `[n, 4]`: number of the example, and the class of label (-100 for none),
+    student and teacher; and float `[n]`: the divergence.
+    """
+
+    full_state_update = False
+    numbers: list[Tensor]
+    divergence: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("numbers", [], dist_reduce_fx="cat")
+        self.add_state("divergence", [], dist_reduce_fx="cat")
+
+    def update(self, scores: Scores, teacher: Tensor, index: Tensor) -> None:
+        """Take the items of a batch.
+
+        Args:
+            scores: of the student; of kind `"classes"`, one item for each row.
+            teacher: its logits, of the same shape.
+            index: int64 `[N]`, the number of each example.
+        """
+        same = agreement_of(scores, teacher)
+        assert same is not None
+        differ = scores.valid & ~same
+        labels = scores.labels
+        if labels is None:
+            labels = torch.full_like(index, -100)
+        rows = torch.stack([index, labels, scores.logits.argmax(-1), teacher.argmax(-1)], 1)
+        self.numbers.append(rows[differ])
+        self.divergence.append(distance_of(scores, teacher)[differ])
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return the examples and their divergence, the largest first."""
+        if not len(self.numbers):
+            return torch.empty(0, 4, dtype=torch.int64), torch.empty(0)
+        numbers, divergence = (_joined(each) for each in (self.numbers, self.divergence))
+        order = divergence.argsort(descending=True, stable=True)[:_MOST]
+        return numbers[order], divergence[order]
+
+
+def _joined(state: Any) -> Tensor:
+    return torch.cat(list(state)) if isinstance(state, list | tuple) else state
+
+
+def difference_rows(
+    found: tuple[Tensor, Tensor], names: Sequence[str], texts: Mapping[int, str]
+) -> list[dict[str, Any]]:
+    """Return a table of what `Differences` found.
+
+    Args:
+        found: as it computes it.
+        names: of the classes.
+        texts: of the examples by number, where they are known.
+    """
+    rows = []
+    for (number, label, ours, theirs), distance in zip(
+        found[0].tolist(), found[1].tolist(), strict=True
+    ):
+        rows.append(
+            {
+                "example": number,
+                "text": texts.get(number, ""),
+                "label": names[label] if label >= 0 else "",
+                "student": names[ours],
+                "teacher": names[theirs],
+                "divergence": distance,
+            }
+        )
+    return rows

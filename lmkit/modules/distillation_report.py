@@ -1,0 +1,118 @@
+"""What an evaluation says of student and teacher together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from torchmetrics import Metric
+
+from ..types import Batch, StepOutput
+from .distillation_metrics import (
+    Differences,
+    agreement_of,
+    difference_rows,
+    distance_of,
+    main_metric,
+    teacher_metrics,
+)
+from .distillation_terms import mixture
+from .scores import Scores
+from .teacher_view import said_of
+from .word_predictions import label_list
+
+if TYPE_CHECKING:
+    from .base import LMModule
+    from .teachers import Teachers
+
+__all__ = ["DistillationReport"]
+
+_STAGES = ("val", "test")
+
+
+class DistillationReport(nn.Module):
+    """The metrics that compare a student with its teachers, of validation and test.
+
+    Args:
+        task: the student, with its network built.
+    """
+
+    def __init__(self, task: LMModule) -> None:
+        super().__init__()
+        self.both = nn.ModuleDict({s: nn.ModuleDict(teacher_metrics()) for s in _STAGES})
+        #: The student's own metrics, of what the teachers predict.
+        self.teacher = nn.ModuleDict({s: nn.ModuleDict(task.build_metrics()) for s in _STAGES})
+        self.differences = Differences()
+
+    def update(
+        self, task: LMModule, teachers: Teachers, output: StepOutput, batch: Batch, stage: str
+    ) -> dict[str, Metric]:
+        """Take a batch, and return the metrics to log by name."""
+        scores = task.scores(output, batch)
+        said = [
+            said_of(batch, number, scores, alignment, ())
+            for number, alignment in enumerate(teachers.alignments)
+        ]
+        if any(each.logits is None for each in said):
+            return {}
+        teacher = mixture(scores, said, teachers.options.weights).float()
+        scores = scores._replace(logits=scores.logits[..., : teacher.shape[-1]].float())
+        items = scores.valid.sum()
+        both = cast(Mapping[str, Metric], self.both[stage])
+        shown = {"teacher_divergence": both["teacher_divergence"]}
+        each = distance_of(scores, teacher)
+        shown["teacher_divergence"].update(each.sum() / items.clamp(min=1), items)
+        if (same := agreement_of(scores, teacher)) is not None:
+            shown["agreement"] = both["agreement"]
+            shown["agreement"].update(same.sum() / items.clamp(min=1), items)
+        if output.logits is not None and len(teacher) == scores.logits.shape[0]:
+            theirs = _like_output(task, output, teacher, scores)
+            task.update_metrics(cast(Any, self.teacher[stage]), theirs, batch)
+        simple = scores.kind == "classes" and scores.logits.ndim == 2 and "index" in batch
+        if stage == "test" and simple and len(batch["index"]) == len(teacher):
+            self.differences.update(scores, teacher, batch["index"])
+        return shown
+
+    def retention(self, own: Mapping[str, Metric], stage: str) -> float | None:
+        """Return the student's main metric as a share of the teacher's; all ranks have to call it.
+
+        Args:
+            own: the student's metrics of the stage.
+            stage: `"val"` or `"test"`.
+        """
+        name = main_metric(list(own))
+        theirs = cast(Mapping[str, Metric], self.teacher[stage])
+        if name is None or not theirs[name].update_called:
+            return None
+        best = float(theirs[name].compute())
+        return float(own[name].compute()) / best if best else None
+
+    def forget(self, stage: str) -> None:
+        """Begin anew with the next evaluation."""
+        for metric in cast(Mapping[str, Metric], self.teacher[stage]).values():
+            metric.reset()
+        if stage == "test":
+            self.differences.reset()
+
+    def rows(self, task: LMModule, datamodule: Any) -> list[dict[str, Any]]:
+        """Return the table of examples that both decide differently; all ranks have to call it."""
+        if not self.differences.update_called:
+            return []
+        found = self.differences.compute()
+        texts: dict[int, str] = {}
+        find = getattr(datamodule, "text", None)
+        if find is not None:
+            texts = {n: find("test", n) for n in found[0][:, 0].tolist()}
+        return difference_rows(found, label_list(task.network.config), texts)
+
+
+def _like_output(task: LMModule, output: StepOutput, teacher: Any, scores: Scores) -> StepOutput:
+    """Return the step's output as if the teacher had said it."""
+    assert output.logits is not None
+    logits = teacher
+    if output.logits.ndim != teacher.ndim or output.logits.shape[:-1] != teacher.shape[:-1]:
+        logits = teacher.transpose(1, 2) if teacher.ndim == 3 else teacher
+        logits = logits.reshape(*output.logits.shape[:-1], logits.shape[-1])
+    return StepOutput(torch.zeros_like(output.loss), output.items, logits)

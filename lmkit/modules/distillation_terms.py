@@ -1,0 +1,271 @@
+"""The terms of a distillation's loss: which layers they compare, and their weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..functional.distillation import (
+    binary_divergence,
+    logit_distance,
+    logit_divergence,
+    value_distance,
+)
+from ..functional.distillation_features import initial_projection
+from ..functional.distillation_teachers import (
+    mix_binary_teachers,
+    mix_teachers,
+    mix_values,
+    teacher_confidence,
+    teacher_is_right,
+)
+from ..functional.distillation_top_k import top_k_divergence
+from ..functional.layer_map import spread_layers
+from ..types import Batch, StepOutput
+from .captures import Captures, Place, depth_of, stack_of, width_of
+from .distillation_losses import DistillationLoss, LogitLoss
+from .feature_losses import FeatureLoss, HiddenLoss, Pairs
+from .optimizer import planned_steps
+from .scores import Scores
+from .teacher_view import Said, said_of
+
+if TYPE_CHECKING:
+    from .distillation import DistillationModule
+    from .teachers import Teachers
+
+__all__ = ["HardLoss", "Terms", "layers_to_keep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardLoss(DistillationLoss):
+    """The student's own loss, with a weight like the others."""
+
+    word: ClassVar[str] = "hard"
+
+
+class Terms:
+    """The losses of a distillation, once student and teachers are known.
+
+    Args:
+        losses: against the teachers.
+        own: weight of the student's own loss.
+
+    Attributes:
+        places: what is kept of the inside of the student.
+    """
+
+    def __init__(self, losses: Sequence[DistillationLoss], own: HardLoss) -> None:
+        self.losses, self.own = list(losses), own
+        self.places: list[Place] = []
+        self._pairs: dict[int, Pairs] = {}
+        self._total: int | None = None
+
+    @property
+    def uses_scores(self) -> bool:
+        """Whether anything depends on what the student predicts."""
+        weights = self.own.weight, self.own.final_weight
+        return any(weights) or any(isinstance(loss, LogitLoss) for loss in self.losses)
+
+    def open(self, network: PreTrainedModel, teachers: Teachers) -> nn.ModuleDict:
+        """Choose the layers that are compared, and make what maps the student's states.
+
+        Args:
+            network: the student's.
+            teachers: whose facts are known; what is to be kept of them is told to them.
+
+        Returns:
+            The projections, by number of the loss and pair of layers.
+        """
+        self.places, made = [], nn.ModuleDict()
+        teachers.places = [[] for _ in teachers.names]
+        for number, loss in enumerate(self.losses):
+            if not isinstance(loss, FeatureLoss):
+                continue
+            facts = teachers.facts[loss.teacher]
+            if loss.stack not in facts.depths:
+                stack_of(network, loss.stack)  # says what is wrong
+            depths = depth_of(network, loss.stack), facts.depths[loss.stack]
+            pairs = self._pairs[number] = loss.pairs(*depths)
+            self.places += loss.student_places(pairs)
+            teachers.places[loss.teacher] += loss.teacher_places(pairs)
+            if isinstance(loss, HiddenLoss):
+                widths = width_of(network, loss.stack), facts.widths[loss.stack]
+                made.update(_projections(loss, number, pairs, *widths))
+        return made
+
+    def plan(self, trainer: Trainer) -> None:
+        """Learn how long the run is.
+
+        Raises:
+            ValueError: it has no end, and a weight depends on it.
+        """
+        self._total = planned_steps(trainer)
+        if self._total is None and any(loss.needs_length for loss in (self.own, *self.losses)):
+            raise ValueError(
+                "weights that change over the run need to know how long it is; set max_steps of "
+                "the Trainer, or leave start, stop and final_weight out"
+            )
+
+    def join(
+        self,
+        output: StepOutput,
+        scores: Scores,
+        inside: Captures,
+        batch: Batch,
+        module: DistillationModule,
+    ) -> StepOutput:
+        """Return the weighted sum of all losses of a batch.
+
+        Args:
+            output: of the student's own step.
+            scores: of the student.
+            inside: what was kept of the student's inside.
+            batch: with what the teachers said.
+            module: knows projections, teachers and how far the run is.
+        """
+        progress = module.global_step / self._total if self._total else 0.0
+        items = scores.shares.sum()
+        share = output.items.to(items) / items.clamp(min=1)
+        # Also with the weight 0, so that each weight of the network has a gradient on each rank.
+        hard = output.loss * share
+        total = hard * self.own.weight_at(progress)
+        logs = {**output.logs, "distillation/loss_hard": hard}
+        said = self._said(scores, batch, module.teachers)
+        for number, loss in enumerate(self.losses):
+            weight = loss.weight_at(progress)
+            if weight == 0.0:
+                continue
+            if isinstance(loss, LogitLoss):
+                each = self._of_logits(loss, scores, said, module.teachers)
+                value = each.sum() / scores.valid.sum().clamp(min=1)
+            else:
+                value = self._of_features(number, scores, inside, said, module.projections)
+            total = total + weight * value
+            name = f"distillation/loss_{loss.word}"
+            logs[name if name not in logs else f"{name}_{number}"] = value
+        return StepOutput(total, items, output.logits, logs)
+
+    def _said(self, scores: Scores, batch: Batch, teachers: Teachers) -> list[Said]:
+        return [
+            said_of(batch, number, scores, alignment, teachers.places[number])
+            for number, alignment in enumerate(teachers.alignments)
+        ]
+
+    def _of_logits(
+        self, loss: LogitLoss, scores: Scores, said: list[Said], teachers: Teachers
+    ) -> Tensor:
+        """Return the divergence of each item, float `[N]`."""
+        vocabulary = bool(teachers.facts[0].vocabulary)
+        temperature = loss.temperature or (1.0 if vocabulary else 2.0)
+        if (top := said[0].top) is not None:
+            if loss.divergence != "forward" or temperature != 1.0:
+                raise ValueError(
+                    "with cache_top_k the loss is the forward divergence at temperature 1: set "
+                    "LogitLoss(temperature=1.0), or keep all logits"
+                )
+            return top_k_divergence(scores.logits, top, scores.valid)
+        teacher = mixture(scores, said, teachers.options.weights, temperature)
+        student = scores.logits[..., : teacher.shape[-1]]
+        if scores.kind == "value":
+            each = value_distance(student, teacher, scores.valid)
+        elif loss.divergence == "mse":
+            each = logit_distance(student, teacher, scores.valid)
+        elif scores.kind == "labels":
+            each = binary_divergence(student, teacher, scores.valid, temperature)
+        else:
+            how = temperature, loss.divergence, loss.beta
+            each = logit_divergence(student, teacher, scores.valid, *how)
+        if teachers.options.wrong_weight < 1.0 and scores.labels is not None:
+            right = teacher_is_right(teacher, scores.labels, scores.valid)
+            each = torch.where(right, each, each * teachers.options.wrong_weight)
+        return each
+
+    def _of_features(
+        self,
+        number: int,
+        scores: Scores,
+        inside: Captures,
+        said: list[Said],
+        projections: nn.ModuleDict,
+    ) -> Tensor:
+        loss = cast(FeatureLoss, self.losses[number])
+        start = f"{number}_"
+        weights = {
+            name.removeprefix(start): cast(Tensor, projection.weight)
+            for name, projection in projections.items()
+            if name.startswith(start)
+        }
+        theirs = said[loss.teacher].inside
+        rows = loss.compare(inside, theirs, scores, self._pairs[number], weights)
+        return rows @ scores.shares.to(rows) / scores.shares.sum().clamp(min=1)
+
+
+def mixture(scores: Scores, said: Sequence[Said], weights: Any, temperature: float = 1.0) -> Tensor:
+    """Return the logits of all teachers together, of the shape of one's.
+
+    Args:
+        scores: of the student, which know what kind of scores they are, and the labels.
+        said: by each teacher.
+        weights: one a teacher, `"confidence"`, or `None` for all the same.
+        temperature: at which the probabilities are averaged.
+    """
+    logits = [each.logits for each in said if each.logits is not None]
+    if len(logits) == 1:
+        return logits[0]
+    if weights == "confidence":
+        if scores.kind != "classes" or scores.labels is None:
+            raise ValueError(
+                "teacher_weights='confidence' is for classes: give one number for each teacher"
+            )
+        weights = teacher_confidence(logits, scores.labels)
+    how = torch.ones(len(logits)) if weights is None else torch.as_tensor(weights)
+    how = how.to(logits[0].device)
+    if scores.kind == "value":
+        return mix_values(logits, how)
+    mix = mix_teachers if scores.kind == "classes" else mix_binary_teachers
+    return mix(logits, how, temperature)
+
+
+def layers_to_keep(network: PreTrainedModel, layers: Any) -> Any:
+    """Turn how many layers to keep into which.
+
+    Args:
+        network: as it was built.
+        layers: how many, a list of which, or a dictionary of either by stack.
+    """
+    if isinstance(layers, int):
+        stacks = ("encoder", "decoder") if network.config.is_encoder_decoder else ("",)
+        named: Mapping[str, Any] = dict.fromkeys(stacks, layers)
+    elif isinstance(layers, Mapping):
+        named = layers
+    else:
+        return list(layers)
+    made = {
+        stack: spread_layers(chosen, depth_of(network, stack))
+        if isinstance(chosen, int)
+        else list(chosen)
+        for stack, chosen in named.items()
+    }
+    return made.get("", made)
+
+
+def _projections(
+    loss: HiddenLoss, number: int, pairs: Pairs, student: int, teacher: int
+) -> dict[str, nn.Module]:
+    if loss.distance == "similarity" or (student == teacher and not loss.projection):
+        return {}
+    made: dict[str, nn.Module] = {}
+    for first, second in pairs:
+        name = f"{number}_{loss.projection_name(first, second)}"
+        if name not in made:
+            projection = nn.Linear(student, teacher, bias=False)
+            with torch.no_grad():
+                projection.weight.copy_(initial_projection(student, teacher))
+            made[name] = projection
+    return made

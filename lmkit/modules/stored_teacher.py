@@ -1,0 +1,214 @@
+"""What a teacher says of each row, written down once and looked up in place of the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from ..cache import cache_folder
+from ..functional.distillation_top_k import TopK, top_k_of
+from ..types import Batch
+from .base import LMModule
+from .captures import Place
+from .scores import Scores
+from .store_runs import Runs
+from .store_writer import StoreWriter
+from .teacher import Teacher
+from .teacher_store import TeacherStore, store_folder
+
+if TYPE_CHECKING:
+    from .teachers import TeacherOptions
+
+__all__ = ["StoredTeacher", "write_teacher"]
+
+_TYPES = {"fp16": "float16", "fp32": "float32"}
+# In a batch what has only the items and tokens that count, see `teacher_view`.
+_RUNS = "runs."
+
+
+class StoredTeacher:
+    """A teacher that is not there: what it said of each row is read from disk.
+
+    Args:
+        store: written by `write_teacher`.
+    """
+
+    def __init__(self, store: TeacherStore) -> None:
+        self.store = store
+
+    @classmethod
+    def open(
+        cls,
+        teacher: Teacher,
+        datamodule: Any,
+        split: str,
+        places: Sequence[Place],
+        options: TeacherOptions,
+    ) -> StoredTeacher:
+        """Open the store of a teacher and of the data.
+
+        Raises:
+            FileNotFoundError: it was never written.
+            HalfWrittenError: it is not whole.
+        """
+        key = _key(teacher, datamodule, split, places, options)
+        return cls(TeacherStore.open(store_folder(_cache(datamodule, options), key), key))
+
+    def read(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what the teacher said of a batch: items and tokens that count, end to end."""
+        numbers = _examples(batch)[np.newaxis]
+        device = batch["input_ids"].device
+        said = {}
+        for name in self.store.fields:
+            found = torch.from_numpy(self.store.segments(name, numbers)[0])
+            kind = torch.int64 if name == "ids" else torch.float32
+            said[f"{_RUNS}{name}"] = found.to(device, kind)
+        return said
+
+
+def write_teacher(
+    teacher: Teacher,
+    task: LMModule,
+    datamodule: Any,
+    split: str,
+    places: Sequence[Place],
+    options: TeacherOptions,
+) -> StoredTeacher:
+    """Let a teacher go over all rows of a split, and write down what it says.
+
+    What was interrupted goes on where it stopped, and what is there is taken as it is.
+
+    Args:
+        teacher: live, on the device where it is to run.
+        task: the student, which prepares the batches.
+        datamodule: its rows have to be the same in each epoch.
+        split: `"train"` or `"val"`.
+        places: what to keep of its inside, beside its logits.
+        options: precision, and how many of the logits.
+
+    Raises:
+        ValueError: the rows are not the same in each epoch, or attention maps are to be kept.
+    """
+    if any(place.kind == "attention" for place in places):
+        raise ValueError(
+            "attention maps are not written down: they grow with the square of the length. Leave "
+            "cache out, or take RelationLoss in place of AttentionLoss"
+        )
+    key = _key(teacher, datamodule, split, places, options)
+    folder = store_folder(_cache(datamodule, options), key)
+    try:
+        return StoredTeacher(TeacherStore.open(folder, key))
+    except (FileNotFoundError, RuntimeError):
+        pass  # not there, or half written
+    loader = datamodule.every_row(split)
+    names = ["logits", "log_probabilities", "tail", *map(str, places)]
+    kinds = {**dict.fromkeys(names, _TYPES[options.cache_precision]), "ids": "int32"}
+    with StoreWriter(folder, datamodule.row_count(split), key, kinds) as writer:
+        if writer.position:
+            rank_zero_info(f"the teacher {teacher.name} goes on at batch {writer.position}")
+        for batch in _shown(loader, writer.position, f"{split} rows to {teacher.name}"):
+            moved = {name: tensor.to(teacher.module.device) for name, tensor in batch.items()}
+            prepared = task.prepare(moved)
+            scores, kept = teacher.run(prepared, places)
+            writer.write(*_fields(batch, scores, kept, options))
+        store = writer.finish()
+    rank_zero_info(
+        f"what {teacher.name} says of {store.examples:,} {split} rows is in {folder} "
+        f"({store.disk_bytes / 2**20:.1f} MiB)"
+    )
+    return StoredTeacher(store)
+
+
+def _fields(
+    batch: Batch, scores: Scores, kept: dict[str, Tensor], options: TeacherOptions
+) -> tuple[NDArray[np.int64], dict[str, Runs]]:
+    """Return the examples of a batch, int64 `[M]`, and the runs of each field in their order."""
+    numbers = _examples(batch)
+    valid = scores.valid
+    of_items = _counts(_slots(batch, scores, len(numbers))[valid], len(numbers))
+    logits = scores.logits[valid].float()
+    if options.cache_top_k is None or scores.kind != "classes":
+        parts = {"logits": logits}
+    else:
+        k = min(options.cache_top_k, logits.shape[-1])
+        parts = dict(zip(TopK._fields, top_k_of(logits, k), strict=True))
+    fields = {name: Runs(part, of_items) for name, part in parts.items()}
+    for name, tensor in kept.items():
+        tokens = scores.written if name.startswith("decoder.") else scores.tokens
+        assert tokens is not None
+        of_tokens = _counts(_token_slots(batch, tokens, len(numbers))[tokens], len(numbers))
+        fields[name] = Runs(tensor[tokens].float(), of_tokens)
+    return numbers, fields
+
+
+def _examples(batch: Batch) -> NDArray[np.int64]:
+    """Return the examples of a batch in the order of its tokens, int64 `[M]`, -1 for none."""
+    name = "segment_index" if "segment_index" in batch else "index"
+    if name not in batch:
+        raise ValueError(
+            "the batch has no index, which says of each row which example it is; a cached teacher "
+            "needs a data module of lmkit"
+        )
+    numbers: NDArray[np.int64] = batch[name].flatten().cpu().numpy()
+    return numbers
+
+
+def _slots(batch: Batch, scores: Scores, slots: int) -> Tensor:
+    """Return for each item, int64 `[N]`, the place of its example among those of the batch."""
+    if "segment_index" in batch:  # items are tokens there
+        return _token_slots(batch, scores.tokens, slots).flatten()
+    return scores.rows // max(1, len(scores.tokens) // slots)
+
+
+def _token_slots(batch: Batch, tokens: Tensor, slots: int) -> Tensor:
+    rows = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
+    if "segment_index" in batch:
+        place = (batch["segment_ids"].to(tokens.device) - 1).clamp(min=0)
+        return rows * batch["segment_index"].shape[1] + place
+    return (rows // max(1, len(tokens) // slots)).expand_as(tokens)
+
+
+def _counts(slots: Tensor, total: int) -> NDArray[np.int64]:
+    counts: NDArray[np.int64] = torch.bincount(slots, minlength=total).cpu().numpy()
+    return counts
+
+
+def _key(
+    teacher: Teacher,
+    datamodule: Any,
+    split: str,
+    places: Sequence[Place],
+    options: TeacherOptions,
+) -> dict[str, Any]:
+    """Return all that a store depends on."""
+    facts = dict(datamodule.state_dict()["facts"])
+    if facts.get("examples_per_class") is None:
+        facts.pop("seed", None)  # of the order, which is not that of the store
+    return {
+        "teacher": teacher.facts.fingerprint,
+        "precision of the teacher": options.precision,
+        "data": facts,
+        "split": split,
+        "inside": sorted(map(str, places)),
+        "precision": options.cache_precision,
+        "top_k": options.cache_top_k,
+    }
+
+
+def _cache(datamodule: Any, options: TeacherOptions) -> Any:
+    return cache_folder(options.cache_dir or getattr(datamodule, "cache_dir", None))
+
+
+def _shown(loader: Any, done: int, words: str) -> Iterator[Batch]:
+    """Yield the batches from one on, with a bar of all."""
+    with tqdm(total=len(loader), initial=done, desc=words, unit="batch", disable=None) as bar:
+        for number in range(done, len(loader)):
+            yield loader.batch(number)
+            bar.update()

@@ -1,0 +1,192 @@
+"""A teacher: a trained model that is run and never trained, and held by nothing that is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..tokenization import load_tokenizer, vocabulary_digest
+from ..types import Batch
+from .attention import MAPS, use_fast_attention
+from .base import LMModule
+from .captures import Place, capturing, depth_of, width_of
+from .frozen_base import fingerprint
+from .scores import Scores
+from .word_predictions import label_list
+
+__all__ = ["Teacher", "TeacherFacts", "class_order", "teacher_facts"]
+
+_PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class TeacherFacts(NamedTuple):
+    """What is to be known of a teacher without having it in memory; plain data.
+
+    Attributes:
+        name: the folder, checkpoint or hub name.
+        fingerprint: hash of its weights.
+        labels: names of its classes in order; empty of a language model.
+        vocabulary: rows of its language-model head; 0 without one.
+        depths: layers of each stack, by `"encoder"` and `"decoder"`, or `""`.
+        widths: of the hidden states of each stack.
+        tokenizer: hash of its tokenizer's vocabulary, "" where it has none.
+        fresh: names of weights that it has from nowhere.
+    """
+
+    name: str
+    fingerprint: str
+    labels: list[str]
+    vocabulary: int
+    depths: dict[str, int]
+    widths: dict[str, int]
+    tokenizer: str
+    fresh: list[str]
+
+
+class Teacher:
+    """A trained task module that says what a student is to learn.
+
+    It is no part of the module that holds it: no optimizer, no checkpoint and no wrapper for
+    several devices sees it. It stays in evaluation mode, and has no gradients.
+
+    Args:
+        name: a checkpoint of lmkit, the folder of an export or of `save_pretrained`, or a hub name.
+        student: the task module that is to learn from it; the teacher is of the same task.
+        precision: of its weights, `"fp32"` or `"bf16"`.
+
+    Raises:
+        ValueError: there is no such teacher, or it is of another task.
+    """
+
+    def __init__(self, name: str, student: LMModule, precision: str = "fp32") -> None:
+        self.name = name
+        self.module = _load(name, student)
+        self.facts = teacher_facts(name, self.module)
+        self.module.eval().requires_grad_(False).to(_PRECISIONS[precision])
+
+    @property
+    def network(self) -> nn.Module:
+        """The teacher's network."""
+        return self.module.network
+
+    def attend(self, maps: bool) -> None:
+        """Choose the fastest attention, or that which shows its maps."""
+        use_fast_attention(self.module.network, *([MAPS] if maps else []))
+
+    def keeps_apart(self, longest: int) -> bool:
+        """Whether texts may share a row of up to `longest` tokens."""
+        ask = getattr(self.module, "keeps_apart", None)
+        return bool(ask is None or ask(longest))
+
+    def read(self, batch: Batch, places: Collection[Place]) -> dict[str, Tensor]:
+        """Run the teacher on a batch.
+
+        Args:
+            batch: prepared as the student's.
+            places: what to keep of its inside.
+
+        Returns:
+            `logits` of its scores, and what was kept by the name of its place; without a graph.
+        """
+        scores, kept = self.run(batch, places)
+        return {"logits": scores.logits, **kept}
+
+    def run(self, batch: Batch, places: Collection[Place]) -> tuple[Scores, dict[str, Tensor]]:
+        """Run the teacher on a batch, and return all of its scores beside what was kept."""
+        if self.module.device != batch["input_ids"].device:
+            self.module.to(batch["input_ids"].device)
+        # Whoever called train() on what it is held by may have reached it.
+        self.module.network.eval()
+        with torch.no_grad():
+            with capturing(self.module.network, places) as kept:
+                output = self.module.step(batch)
+            scores = self.module.scores(output, batch)
+        return scores, {str(place): kept[place] for place in places}
+
+
+def teacher_facts(name: str, module: LMModule) -> TeacherFacts:
+    """Describe a teacher."""
+    network, config = module.network, module.network.config
+    stacks = ("encoder", "decoder") if config.is_encoder_decoder else ("",)
+    head = network.get_output_embeddings()
+    return TeacherFacts(
+        name,
+        fingerprint(network, list(network.state_dict())),
+        [] if head is not None else label_list(config),
+        0 if head is None else int(cast(Tensor, head.weight).shape[0]),
+        {stack: depth_of(network, stack) for stack in stacks},
+        {stack: width_of(network, stack) for stack in stacks},
+        vocabulary_digest(module.tokenizer) if module.tokenizer else "",
+        list(module.base.get("fresh", [])),
+    )
+
+
+def class_order(ours: Sequence[str], theirs: Sequence[str], name: str) -> list[int] | None:
+    """Return where the teacher has each class of the student, `None` where the order is the same.
+
+    Args:
+        ours: names of the student's classes, in order.
+        theirs: names of the teacher's.
+        name: of the teacher, for messages.
+
+    Raises:
+        ValueError: the teacher has not the same classes.
+
+    Example:
+        >>> class_order(["no", "yes"], ["yes", "no"], "t"), class_order(["a"], ["a"], "t")
+        ([1, 0], None)
+    """
+    unnamed = [all(n.startswith("LABEL_") for n in names) for names in (ours, theirs)]
+    if any(unnamed) and len(ours) == len(theirs):
+        return None
+    if sorted(ours) != sorted(theirs):
+        lacking = [each for each in ours if each not in theirs]
+        unknown = [each for each in theirs if each not in ours]
+        raise ValueError(
+            f"the teacher {name} has other classes than the student: "
+            f"{f'it lacks {_listed(lacking)}' if lacking else ''}"
+            f"{'; ' if lacking and unknown else ''}"
+            f"{f'the student lacks {_listed(unknown)}' if unknown else ''}. Fine-tune the teacher "
+            "on these classes, or name the classes alike"
+        )
+    order = [list(theirs).index(each) for each in ours]
+    return None if order == list(range(len(order))) else order
+
+
+def _load(name: str, student: LMModule) -> LMModule:
+    place, cls = Path(name), type(student)
+    if place.is_file() or place.suffix == ".ckpt":
+        try:
+            module = LMModule.load_from_checkpoint(place).task_module
+        except FileNotFoundError as error:
+            raise ValueError(f"there is no teacher at {name}") from error
+        if type(module) is not cls:
+            raise ValueError(
+                f"the teacher {name} is a {type(module).__name__} and the student a "
+                f"{cls.__name__}: they have to be of one task"
+            )
+        return module
+    # Its classes and thresholds are its own; what only training needs has no meaning here.
+    settings = {k: v for k, v in student.hparams.items() if k in ("pooling", "sentence_objective")}
+    try:
+        module = cls(model=name, **settings)
+        module.tokenizer = _tokenizer_of(name)
+        module.configure_model()
+    except ValueError as error:
+        raise ValueError(f"the teacher {name!r} cannot be loaded: {error}") from error
+    return module
+
+
+def _tokenizer_of(name: str) -> Any:
+    try:
+        return load_tokenizer(name)
+    except ValueError:
+        return None  # a folder of weights alone; the data's is taken for its own
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (" ..." if len(names) > 5 else "")

@@ -1,0 +1,133 @@
+"""What teachers said of a batch, laid beside the scores of the student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..functional.distillation import TopK
+from ..types import Batch
+from .captures import Place
+from .scores import Scores
+from .teacher import TeacherFacts, class_order
+
+__all__ = ["Alignment", "Said", "align", "attach", "said_of", "spread"]
+
+# In a batch what a teacher said stands under this, its number, and the name of the tensor; what
+# comes from a store has only the items and tokens that count, one after the other.
+_PREFIX = "teacher"
+_RUNS = "runs."
+
+
+class Alignment(NamedTuple):
+    """How a teacher's scores become the student's.
+
+    Attributes:
+        order: where the teacher has each class of the student; `None` for the same order.
+        width: rows of the vocabulary that both have; `None` for all.
+    """
+
+    order: list[int] | None
+    width: int | None
+
+
+def align(ours: Sequence[str], vocabulary: int, tokens: int, facts: TeacherFacts) -> Alignment:
+    """Compare the classes, or the vocabularies, of student and teacher.
+
+    Args:
+        ours: names of the student's classes; empty of a language model.
+        vocabulary: rows of the student's language-model head; 0 without one.
+        tokens: how many tokens the tokenizer has.
+        facts: of the teacher.
+
+    Raises:
+        ValueError: the teacher has other classes, or a smaller vocabulary than there are tokens.
+    """
+    if not vocabulary:
+        return Alignment(class_order(ours, facts.labels, facts.name), None)
+    if vocabulary == facts.vocabulary:
+        return Alignment(None, None)
+    if min(vocabulary, facts.vocabulary) < tokens:
+        raise ValueError(
+            f"the teacher {facts.name} has a vocabulary of {facts.vocabulary}, the student one of "
+            f"{vocabulary}, and the tokenizer {tokens} tokens: the same ids mean other words. "
+            "Distil from the teacher's texts (sequence_level) or from hidden states instead"
+        )
+    # What is beyond the tokenizer's tokens is padding of the matrix.
+    return Alignment(None, tokens)
+
+
+def attach(batch: Batch, number: int, said: Mapping[str, Tensor]) -> Batch:
+    """Add what a teacher said to a batch."""
+    return {**batch, **{f"{_PREFIX}.{number}.{name}": tensor for name, tensor in said.items()}}
+
+
+class Said(NamedTuple):
+    """What a teacher said, item by item and token by token.
+
+    Attributes:
+        logits: float `[N, ..., C]` in the order of the student's classes; `None` if not kept.
+        top: the most probable of them, in place of all.
+        inside: what was kept of its inside.
+    """
+
+    logits: Tensor | None
+    top: TopK | None
+    inside: dict[Place, Tensor]
+
+
+def said_of(
+    batch: Batch, number: int, scores: Scores, alignment: Alignment, places: Sequence[Place]
+) -> Said:
+    """Find what a teacher said of a batch.
+
+    Args:
+        batch: with what `attach` added.
+        number: of the teacher.
+        scores: of the student, which say what counts.
+        alignment: of the teacher's scores with the student's.
+        places: what is wanted of its inside.
+    """
+    start = f"{_PREFIX}.{number}."
+    inside = {}
+    for place in places:
+        tokens = scores.tokens if place.stack != "decoder" else scores.written
+        assert tokens is not None
+        found = batch.get(f"{start}{place}")
+        inside[place] = spread(batch[f"{start}{_RUNS}{place}"], tokens) if found is None else found
+    if f"{start}{_RUNS}ids" in batch:
+        parts = [batch[f"{start}{_RUNS}{name}"] for name in TopK._fields]
+        return Said(None, TopK(*(spread(part, scores.valid) for part in parts)), inside)
+    logits = batch.get(f"{start}logits")
+    if logits is None and f"{start}{_RUNS}logits" in batch:
+        logits = spread(batch[f"{start}{_RUNS}logits"], scores.valid)
+    if logits is None:
+        return Said(None, None, inside)
+    if alignment.order is not None:
+        logits = logits[..., alignment.order]
+    return Said(logits[..., : alignment.width], None, inside)
+
+
+def spread(runs: Tensor, places: Tensor) -> Tensor:
+    """Put the entries of a run where a mask is true, in order, and zeros elsewhere.
+
+    Nothing waits for the device.
+
+    Args:
+        runs: `[n, ...]`, as many as there are true places.
+        places: bool `[...]`.
+
+    Example:
+        >>> spread(torch.tensor([5.0, 6.0]), torch.tensor([[True, False], [False, True]])).tolist()
+        [[5.0, 0.0], [0.0, 6.0]]
+    """
+    flat = places.flatten()
+    if not len(runs):
+        runs = runs.new_zeros(1, *runs.shape[1:])
+    picked = runs[(flat.cumsum(0) - 1).clamp(min=0, max=len(runs) - 1)]
+    kept = flat.reshape(-1, *[1] * (runs.ndim - 1))
+    zeros = torch.zeros_like(picked)
+    return torch.where(kept, picked, zeros).unflatten(0, places.shape)

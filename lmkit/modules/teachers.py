@@ -1,0 +1,229 @@
+"""The teachers of a distillation: found, checked against the student, asked or looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from ..tokenization import vocabulary_digest
+from ..types import Batch
+from .base import LMModule
+from .captures import Place
+from .distillation_losses import DistillationLoss, LogitLoss
+from .stored_teacher import StoredTeacher, write_teacher
+from .teacher import Teacher, TeacherFacts, teacher_facts
+from .teacher_view import Alignment, align
+
+__all__ = ["TeacherOptions", "Teachers"]
+
+
+class TeacherOptions(NamedTuple):
+    """How teachers are used; see `DistillationModule`."""
+
+    weights: list[float] | Literal["confidence"] | None = None
+    wrong_weight: float = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    cache: bool = False
+    cache_precision: Literal["fp16", "fp32"] = "fp16"
+    cache_top_k: int | None = None
+    cache_dir: str | None = None
+
+
+class Teachers:
+    """All teachers of a student. No module: nothing that saves, trains or moves modules sees it.
+
+    Args:
+        names: of the teachers.
+        losses: against them.
+        options: how they are used.
+
+    Raises:
+        ValueError: there is no teacher, a loss names one that is not there, or options do not go
+            together.
+
+    Attributes:
+        facts: of each teacher, once they are found.
+        alignments: of their classes with the student's.
+        places: what is kept of the inside of each.
+    """
+
+    def __init__(
+        self, names: Sequence[str], losses: Sequence[DistillationLoss], options: TeacherOptions
+    ) -> None:
+        self.names, self.options = list(names), options
+        self.facts: list[TeacherFacts] = []
+        self.alignments: list[Alignment] = []
+        self.places: list[list[Place]] = [[] for _ in names]
+        #: Whether anything compares predictions.
+        self.uses_logits = any(isinstance(loss, LogitLoss) for loss in losses)
+        self._live: list[Teacher] = []
+        self._stored: dict[str, list[StoredTeacher]] = {}
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise ValueError(
+                f"teacher must name a checkpoint, a folder or a hub model, or several, got {names}"
+            )
+        for loss in losses:
+            number = getattr(loss, "teacher", 0)
+            if not 0 <= number < len(names):
+                raise ValueError(
+                    f"{type(loss).__name__}: teacher={number}, but teachers are counted from 0 and "
+                    f"there are {len(names)}"
+                )
+        weights = options.weights
+        if isinstance(weights, list) and (len(weights) != len(names) or min(weights) < 0):
+            raise ValueError(
+                f"teacher_weights must be one number of at least 0 for each of {len(names)} "
+                f"teachers, got {weights}"
+            )
+        if options.cache_top_k is not None and len(names) > 1:
+            raise ValueError("cache_top_k is for one teacher: the tops of several do not add up")
+        if options.cache_top_k is not None and options.cache_top_k < 1:
+            raise ValueError(f"cache_top_k must be at least 1, got {options.cache_top_k}")
+        if options.cache_top_k is not None and not options.cache:
+            raise ValueError("cache_top_k is of a cache: set cache too")
+
+    @property
+    def there(self) -> bool:
+        """Whether the teachers were found."""
+        return bool(self.facts)
+
+    def find(self, task: LMModule, required: bool) -> None:
+        """Load the teachers, if they are not there, and check them against the student.
+
+        Args:
+            task: the student, with its network built.
+            required: whether a missing teacher is an error, or only said.
+
+        Raises:
+            ValueError: a teacher is missing, of another task, or has other classes or tokens.
+        """
+        if not self._live:
+            try:
+                # What is drawn here must not change what the student draws.
+                with torch.random.fork_rng(devices=[]):
+                    precision = self.options.precision
+                    self._live = [Teacher(name, task, precision) for name in self.names]
+            except ValueError as error:
+                if required:
+                    raise
+                rank_zero_warn(f"{error}. The evaluation goes on without what compares with it")
+                return
+        self.facts = [teacher.facts for teacher in self._live]
+        self._check(task)
+
+    def prepare(self, task: LMModule, datamodule: Any) -> None:
+        """Write down what the teachers say of the rows of training and validation."""
+        self._stored = {
+            split: [
+                write_teacher(teacher, task, datamodule, split, self._fields(number), self.options)
+                for number, teacher in enumerate(self._live)
+            ]
+            for split in self._splits(datamodule)
+        }
+
+    def open(self, datamodule: Any) -> None:
+        """Open what was written down, and let go of the teachers."""
+        self._stored = {
+            split: [
+                StoredTeacher.open(teacher, datamodule, split, self._fields(number), self.options)
+                for number, teacher in enumerate(self._live)
+            ]
+            for split in self._splits(datamodule)
+        }
+        self._live.clear()
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """The hash of the weights of each teacher, by its name."""
+        return {facts.name: facts.fingerprint for facts in self.facts}
+
+    def check_same(self, before: Mapping[str, str]) -> None:
+        """Check that a run goes on with the teachers that it began with.
+
+        Raises:
+            ValueError: the weights of a teacher are others.
+        """
+        for facts in self.facts:
+            known = set(before.values())
+            if known and facts.fingerprint not in known:
+                raise ValueError(
+                    f"the teacher {facts.name} has other weights than the one of the checkpoint "
+                    f"({', '.join(before)}): give that one, or start anew"
+                )
+
+    def keep_apart(self, longest: int) -> bool:
+        """Whether each live teacher keeps texts apart that share a row."""
+        return all(teacher.keeps_apart(longest) for teacher in self._live)
+
+    def to(self, device: torch.device) -> None:
+        """Move the live teachers."""
+        for teacher in self._live:
+            teacher.module.to(device)
+
+    def attend(self) -> None:
+        """Let each live teacher attend as what is kept of it needs."""
+        for teacher, places in zip(self._live, self.places, strict=False):
+            teacher.attend(any(place.kind == "attention" for place in places))
+
+    def read(self, batch: Batch, training: bool) -> list[dict[str, Tensor]]:
+        """Return what each teacher says of a batch; nothing where there is none.
+
+        Args:
+            batch: prepared as the student's.
+            training: whether it is one to train on, or of the validation.
+        """
+        if self._stored:
+            stored = self._stored.get("train" if training else "val", [])
+            return [teacher.read(batch) for teacher in stored]
+        places: list[Collection[Place]] = [each if training else () for each in self.places]
+        return [t.read(batch, there) for t, there in zip(self._live, places, strict=False)]
+
+    def _fields(self, number: int) -> list[Place]:
+        return list(dict.fromkeys(self.places[number]))
+
+    def _splits(self, datamodule: Any) -> list[str]:
+        if not hasattr(datamodule, "every_row"):
+            raise ValueError(
+                "cache goes over all rows of a data module of lmkit, and the data are none: leave "
+                "cache out"
+            )
+        return [split for split in ("train", "val") if _has_rows(datamodule, split)]
+
+    def _check(self, task: LMModule) -> None:
+        ours = teacher_facts("student", task)
+        known = len(task.tokenizer) if task.tokenizer is not None else 0
+        digest = vocabulary_digest(task.tokenizer) if task.tokenizer is not None else ""
+        self.alignments = []
+        for facts in self.facts:
+            if digest and facts.tokenizer and digest != facts.tokenizer:
+                raise ValueError(
+                    f"the teacher {facts.name} has another tokenizer than the student: it cannot "
+                    "read the student's ids. Give the data the teacher's tokenizer "
+                    "(data.tokenizer) and a student of that vocabulary; or let the teacher label "
+                    "or write texts (lmkit predict), and train on these"
+                )
+            if not self.uses_logits:
+                self.alignments.append(Alignment(None, None))
+                continue
+            if facts.fresh and any(_is_head(name) for name in facts.fresh):
+                raise ValueError(
+                    f"the teacher {facts.name} has no trained head: {', '.join(facts.fresh[:3])} "
+                    "would be drawn at random. Fine-tune it on the task first, and give the "
+                    "checkpoint or the export; or take losses of what is inside it only"
+                )
+            self.alignments.append(align(ours.labels, ours.vocabulary, known, facts))
+
+
+def _has_rows(datamodule: Any, split: str) -> bool:
+    try:
+        return bool(datamodule.row_count(split))
+    except ValueError:
+        return False
+
+
+def _is_head(name: str) -> bool:
+    return "pooler" not in name
