@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
+from ..cache import cache_folder
 from ..functional.packing import segment_bounds
 from ..tokenization import require_pad_token, require_separator
 from .batch_plan import BatchPlan, BucketPlan, Plan, check_positive
@@ -27,7 +28,7 @@ from .stream import StreamLoader
 from .stream_window import TextWindow
 from .streaming import stream_loader
 from .text_rows import Document, OnBadRow
-from .token_store import TokenStore, cache_folder
+from .token_store import TokenStore
 from .tokenizer_choice import take_tokenizer
 from .trainer_facts import epoch_length, epoch_number, ranks
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
+from ..cache import cache_folder
 from ..functional.masking import check_shares
 from ..functional.sentence_pairs import SentenceObjective
 from ..tokenization import (
@@ -26,7 +27,7 @@ from .source import FileSource
 from .source_resolution import Files
 from .stream_window import TextWindow
 from .text_rows import Document, OnBadRow
-from .token_store import TokenStore, cache_folder
+from .token_store import TokenStore
 
 __all__ = ["MaskedLMDataModule"]
 

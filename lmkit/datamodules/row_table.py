@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from .cache_entry import building_folder, put_in_place
+from ..cache import building_folder, put_in_place
 from .row_layout import lay_out, write_rows
 from .source import short_hash
 from .stream_window import TextWindow

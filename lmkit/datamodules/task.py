@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from ..cache import cache_folder
 from ..tokenization import require_pad_token, tokenizer_digest
 from .batch_plan import BatchPlan, check_positive
 from .data_facts import compare_facts
@@ -27,7 +28,6 @@ from .source_resolution import Files, is_plain_source, resolve_sources
 from .task_tables import describe_tables, encode_table, task_tables
 from .task_tokenizer import task_tokenizer
 from .text_rows import BadRows, OnBadRow
-from .token_store import cache_folder
 from .trainer_facts import epoch_length, epoch_number, ranks, step_batches
 
 __all__ = ["TaskDataModule"]

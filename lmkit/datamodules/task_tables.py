@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from .cache_entry import building_folder, put_in_place
+from ..cache import building_folder, put_in_place
 from .example_choice import few_of_each, hold_out_examples
 from .example_table import ExampleTable
 from .label_names import align_labels, network_labels

@@ -11,40 +11,19 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FORMAT_VERSION", "TokenStore", "cache_folder"]
+__all__ = ["FORMAT_VERSION", "TokenStore"]
 
 #: Part of every key: raise it when the files or the way they are cut change.
 FORMAT_VERSION = 1
 
 # Linux maps 64 KiB around each place that is read: 256 rows are at most 16 MiB.
 _ROWS_MAPPED = 256
-
-
-def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Return the cache: `cache_dir`, else `$LMKIT_CACHE`, else `~/.cache/lmkit`.
-
-    Raises:
-        ValueError: it cannot be written to.
-    """
-    chosen = cache_dir or os.environ.get("LMKIT_CACHE") or "~/.cache/lmkit"
-    folder = Path(chosen).expanduser().absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise ValueError(
-            f"cannot write to the cache {folder}; pass another cache_dir or set LMKIT_CACHE"
-        )
-    return folder
 
 
 class TokenStore:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ..cache import building_folder, put_in_place
 from ..tokenization import EncodedText
-from .cache_entry import building_folder, put_in_place
 from .sentences import sentence_starts
 from .text_rows import Text, text_batches
 from .token_store import FORMAT_VERSION, TokenStore

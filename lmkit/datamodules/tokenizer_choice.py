@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from ..cache import cache_folder
 from ..tokenization import load_tokenizer, require_pad_token
 from .corpus import HeldOut, trained_tokenizer
 from .source import TextSource
-from .token_store import cache_folder
 
 if TYPE_CHECKING:
     from .base import LMDataModule

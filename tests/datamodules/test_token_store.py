@@ -3,8 +3,6 @@ import pickle
 import numpy as np
 import pytest
 
-from lmkit.datamodules.token_store import cache_folder
-
 from .small_store import SEPARATOR, documents, write
 
 
@@ -23,15 +21,3 @@ def test_a_store_travels_as_its_path(tmp_path):
     assert again.ids.tolist() == store.ids.tolist()
     with pytest.raises(ValueError, match="read-only"):
         again.ids[0] = 1
-
-
-def test_the_cache_is_where_it_is_asked_to_be(tmp_path, monkeypatch):
-    monkeypatch.setenv("LMKIT_CACHE", str(tmp_path / "env"))
-    assert cache_folder() == tmp_path / "env"
-    assert cache_folder(tmp_path / "own") == tmp_path / "own"
-    monkeypatch.delenv("LMKIT_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "lmkit"
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cannot write to the cache .*file"):
-        cache_folder(tmp_path / "file")

@@ -1,4 +1,4 @@
-"""Folders of the cache that appear whole or not at all."""
+"""The cache on disk: where it is, and folders in it that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,9 +10,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["building_folder", "put_in_place"]
+__all__ = ["building_folder", "cache_folder", "put_in_place"]
 
 Entry = TypeVar("Entry")
+
+
+def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Return the cache: `cache_dir`, else `$LMKIT_CACHE`, else `~/.cache/lmkit`.
+
+    Raises:
+        ValueError: it cannot be written to.
+    """
+    chosen = cache_dir or os.environ.get("LMKIT_CACHE") or "~/.cache/lmkit"
+    folder = Path(chosen).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise ValueError(
+            f"cannot write to the cache {folder}; pass another cache_dir or set LMKIT_CACHE"
+        )
+    return folder
 
 
 def building_folder(final: Path) -> Path:
