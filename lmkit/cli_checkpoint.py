@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -133,7 +134,10 @@ def stand_alone(model: Any, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     entry = dict(checkpoint.get("lmkit") or {})
     weights = sum(key.startswith("network.") for key in checkpoint.get("state_dict", {}))
     if entry.get("config") and weights >= entry.get("weights", weights + 1):
-        model["init_args"]["model"], model["init_args"]["pretrained"] = entry["config"], False
+        owner = _class_of(model["class_path"])
+        changed = owner.arguments_for(dict(model["init_args"]), entry["config"], pretrained=False)
+        for name, value in changed.items():
+            model["init_args"][name] = value
     return entry
 
 
@@ -175,7 +179,7 @@ def base_config(path: Path) -> str | None:
     sections = {
         "model": {
             "class_path": f"{owner.__module__}.{owner.__qualname__}",
-            "init_args": _hyper_parameters(checkpoint),
+            "init_args": _arguments(owner, checkpoint),
         },
         "data": {
             "class_path": data.pop("_class_path"),
@@ -260,6 +264,11 @@ def _class_of(dotted: str) -> type[Any]:
 def _hyper_parameters(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     saved = checkpoint.get("hyper_parameters", {})
     return {name: value for name, value in saved.items() if not name.startswith("_")}
+
+
+def _arguments(owner: type[Any], checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    known = inspect.signature(owner).parameters
+    return {name: value for name, value in _hyper_parameters(checkpoint).items() if name in known}
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -171,6 +171,7 @@ def _write_note(module: LMModule, folder: Path) -> None:
     """Note what plain transformers does not ask for, and `lmkit.load` goes by."""
     note = folder / NOTE
     known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
-    settings = {k: v for k, v in module.hparams.items() if k not in ("model", "pretrained")}
-    said = {"module": type(module).__name__, "settings": settings, **known}
+    task = module.task_module
+    settings = {k: v for k, v in task.hparams.items() if k not in ("model", "pretrained")}
+    said = {"module": type(task).__name__, "settings": settings, **known}
     note.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")

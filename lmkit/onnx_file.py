@@ -78,7 +78,11 @@ def _example(
     module: LMModule, network: PreTrainedModel, rows: int, length: int
 ) -> dict[str, torch.Tensor]:
     """Make inputs as the network takes them, one row of them padded."""
-    shape = (rows, 3, length) if isinstance(module, MultipleChoiceModule) else (rows, length)
+    shape = (
+        (rows, 3, length)
+        if isinstance(module.task_module, MultipleChoiceModule)
+        else (rows, length)
+    )
     ids = torch.randint(network.config.vocab_size, shape)
     mask = torch.ones_like(ids)
     mask[0, ..., length - 4 :] = 0

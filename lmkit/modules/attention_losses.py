@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..functional.distillation_features import (
+from ..functional.distillation_relations import (
     attention_divergence,
     relation_divergence,
     relation_heads,

@@ -244,19 +244,19 @@ class LMModule(LightningModule):
         """Update and log the test metrics."""
         evaluate(self, batch, "test", batch_idx)
 
-    def evaluated(self, output: StepOutput, batch: Batch, stage: str) -> None:
-        """Do more with a batch of an evaluation than to update its metrics."""
-
-    def evaluation_ends(self, stage: str) -> None:
-        """Log what only all batches of a validation or test give."""
-
     def on_validation_epoch_end(self) -> None:
-        """Log what only all batches give."""
-        self.evaluation_ends("val")
+        """Finish a validation."""
+        self.finish_evaluation("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log what only all batches give."""
-        self.evaluation_ends("test")
+        """Finish a test."""
+        self.finish_evaluation("test")
+
+    def continue_evaluation(self, output: StepOutput, batch: Batch, stage: str) -> None:
+        """Do more with a batch of an evaluation than to update its metrics."""
+
+    def finish_evaluation(self, stage: str) -> None:
+        """Log what only all batches of an evaluation give."""
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer over everything trainable, and its schedule per step."""

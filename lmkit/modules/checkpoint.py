@@ -107,11 +107,15 @@ def standalone(
     checkpoint = read_checkpoint(path, mmap=True)
     saved = check_same(cls, checkpoint)
     weights = sum(key.startswith("network.") for key in checkpoint["state_dict"])
-    said = {key: checkpoint["hyper_parameters"][key] for key in ("model", "pretrained")}
+    owner: type[LMModule] = saved["owner"]
+    said = checkpoint["hyper_parameters"]
+    others = {key: value for key, value in given.items() if key not in ("model", "pretrained")}
     if "model" in given or weights < saved["weights"]:
         named = given.get("model", said["model"])
         with on_base_of(saved, named, path) as base:
-            yield saved["owner"], {**given, **base}, {"model": named}
+            changed = owner.arguments_for(said, base["model"], given.get("pretrained"))
+            yield owner, {**changed, **others}, {"model": named}
     else:
-        alone = {"model": saved["config"], "pretrained": False}
-        yield saved["owner"], {**alone, **given}, said
+        alone = owner.arguments_for(said, saved["config"], pretrained=False)
+        before = {key: said[key] for key in ("model", "pretrained", *alone)}
+        yield owner, {**alone, **given}, before

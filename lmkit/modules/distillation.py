@@ -110,17 +110,13 @@ class DistillationModule(LMModule):
         losses = cast("list[DistillationLoss]", [loss_to_spec(loss) for loss in made])
         task = student_from_spec(cast(Mapping[str, Any], student))
         # The student's optimizer is this module's.
-        shared = ("model", "pretrained", "learning_rate", "weight_decay", "warmup", "schedule")
-        more = ("optimizer", "dropout", "compile")
-        super().__init__(
-            *(task.hparams[name] for name in (*shared, *more)),
-            layer_decay=task.hparams.get("layer_decay", 1.0),
-        )
+        names = ("model", "pretrained", "learning_rate", "weight_decay", "warmup", "schedule")
+        settings = [task.hparams[name] for name in (*names, "optimizer", "dropout", "compile")]
+        super().__init__(*settings, task.hparams.get("layer_decay", 1.0))
         if not 0.0 <= wrong_weight <= 1.0:
             raise ValueError(f"wrong_weight must lie in [0, 1], got {wrong_weight}")
-        names = [teacher] if isinstance(teacher, str) else list(teacher)
         self.teachers = Teachers(
-            names,
+            [teacher] if isinstance(teacher, str) else list(teacher),
             made,
             TeacherOptions(
                 teacher_weights,
@@ -189,6 +185,8 @@ class DistillationModule(LMModule):
             self._meet(required=stage == "fit")
         self.task_module.setup(stage)
         super().setup(stage)
+        show_maps(self.network, self._terms.places)
+        self.teachers.attend()
         if self.teachers.there and self.hparams["cache"] and stage == "fit":
             self.teachers.open(getattr(self.trainer, "datamodule", None))
 
@@ -200,8 +198,6 @@ class DistillationModule(LMModule):
             made = self._terms.open(self.network, self.teachers)
             if not self.projections:
                 self.projections = made
-            show_maps(self.network, self._terms.places)
-            self.teachers.attend()
             self.report = DistillationReport(self.task_module)
         if required and not self._terms.uses_scores:
             freeze_unreached(self.network, self._terms.places)
@@ -262,11 +258,11 @@ class DistillationModule(LMModule):
         """Give the counts the result of one batch."""
         self.task_module.update_tables(tables, output, batch)
 
-    def evaluated(self, output: StepOutput, batch: Batch, stage: str) -> None:
+    def continue_evaluation(self, output: StepOutput, batch: Batch, stage: str) -> None:
         """Compare with the teachers, where they are there, and let the student do its part."""
         task = self.task_module
         task._current_fx_name = self._current_fx_name
-        task.evaluated(output, batch, stage)
+        task.continue_evaluation(output, batch, stage)
         if self.teachers.there and self.report is not None:
             found = self.report.update(task, self.teachers, output, batch, stage)
             for name, metric in found.items():
@@ -280,11 +276,11 @@ class DistillationModule(LMModule):
         """Begin anew to compare with the teachers."""
         self._begin("test")
 
-    def evaluation_ends(self, stage: str) -> None:
+    def finish_evaluation(self, stage: str) -> None:
         """Log what only all batches give, and how much of the teacher's quality is kept."""
         task = self.task_module
         task._current_fx_name = self._current_fx_name
-        task.evaluation_ends(stage)
+        task.finish_evaluation(stage)
         if self.teachers.there and self.report is not None:
             own = cast(Mapping[str, Metric], self.metrics[f"{stage}_metrics"])
             if (share := self.report.retention(own, stage)) is not None:
@@ -332,7 +328,8 @@ class DistillationModule(LMModule):
         for key, weight in checkpoint["state_dict"].items():
             name = key.removeprefix("projections.").removesuffix(".weight")
             if key.startswith("projections.") and name not in self.projections:
-                self.projections[name] = nn.Linear(*weight.shape[::-1], bias=False)
+                out, into = weight.shape
+                self.projections[name] = nn.Linear(into, out, bias=False)
 
     def teardown(self, stage: str) -> None:
         """Leave the student as it was."""

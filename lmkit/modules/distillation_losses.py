@@ -140,5 +140,5 @@ def loss_from_spec(spec: Mapping[str, Any] | DistillationLoss) -> DistillationLo
 
 
 def _subclasses(cls: type) -> list[type]:
-    found = [each for child in cls.__subclasses__() for each in (child, *_subclasses(child))]
-    return [each for each in found if not each.__subclasses__()]
+    children: list[type] = cls.__subclasses__()
+    return [cls] if not children else [leaf for child in children for leaf in _subclasses(child)]

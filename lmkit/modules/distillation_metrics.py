@@ -13,7 +13,15 @@ from ..functional.distillation import binary_divergence, logit_divergence, value
 from .scores import Scores
 from .token_metrics import TokenMean
 
-__all__ = ["Differences", "agreement_of", "distance_of", "main_metric", "teacher_metrics"]
+__all__ = [
+    "Differences",
+    "agreement_of",
+    "choices_of",
+    "difference_rows",
+    "distance_of",
+    "main_metric",
+    "teacher_metrics",
+]
 
 # What a task is mostly judged by, the first that it has.
 _MAIN = ("f1", "spearman", "accuracy", "micro_f1", "macro_f1", "exact_match")
@@ -54,20 +62,18 @@ def choices_of(logits: Tensor, kind: str) -> Tensor:
 
 
 class Differences(Metric):
-    """The examples on which student and teacher decide differently, the first 1,000 of each rank.
+    """The examples on which student and teacher decide differently.
 
-    `compute` returns int64 `[n, 4]`: number of the example, and the class of label (-100 for none),
-    student and teacher; and float `[n]`: the divergence.
+    `compute` returns float64 `[n, 5]` of at most 1,000, the largest divergence first: number of the
+    example; class of label (-100 for none), student and teacher; and divergence.
     """
 
     full_state_update = False
-    numbers: list[Tensor]
-    divergence: list[Tensor]
+    found: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("numbers", [], dist_reduce_fx="cat")
-        self.add_state("divergence", [], dist_reduce_fx="cat")
+        self.add_state("found", [], dist_reduce_fx="cat")
 
     def update(self, scores: Scores, teacher: Tensor, index: Tensor) -> None:
         """Take the items of a batch.
@@ -79,29 +85,24 @@ class Differences(Metric):
         """
         same = agreement_of(scores, teacher)
         assert same is not None
-        differ = scores.valid & ~same
-        labels = scores.labels
-        if labels is None:
-            labels = torch.full_like(index, -100)
-        rows = torch.stack([index, labels, scores.logits.argmax(-1), teacher.argmax(-1)], 1)
-        self.numbers.append(rows[differ])
-        self.divergence.append(distance_of(scores, teacher)[differ])
+        labels = torch.full_like(index, -100) if scores.labels is None else scores.labels
+        decided = labels, scores.logits.argmax(-1), teacher.argmax(-1)
+        rows = torch.stack([index, *decided], 1).double()
+        each = torch.cat([rows, distance_of(scores, teacher).double().unsqueeze(1)], 1)
+        self.found.append(each[scores.valid & ~same])
 
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Return the examples and their divergence, the largest first."""
-        if not len(self.numbers):
-            return torch.empty(0, 4, dtype=torch.int64), torch.empty(0)
-        numbers, divergence = (_joined(each) for each in (self.numbers, self.divergence))
-        order = divergence.argsort(descending=True, stable=True)[:_MOST]
-        return numbers[order], divergence[order]
-
-
-def _joined(state: Any) -> Tensor:
-    return torch.cat(list(state)) if isinstance(state, list | tuple) else state
+    def compute(self) -> Tensor:
+        """Return the examples."""
+        found: Any = self.found
+        if isinstance(found, list):
+            found = torch.cat([torch.empty(0, 5, dtype=torch.float64), *(f.cpu() for f in found)])
+        order = found[:, 4].argsort(descending=True, stable=True)
+        kept: Tensor = found[order[:_MOST]]
+        return kept
 
 
 def difference_rows(
-    found: tuple[Tensor, Tensor], names: Sequence[str], texts: Mapping[int, str]
+    found: Tensor, names: Sequence[str], texts: Mapping[int, str]
 ) -> list[dict[str, Any]]:
     """Return a table of what `Differences` found.
 
@@ -111,17 +112,15 @@ def difference_rows(
         texts: of the examples by number, where they are known.
     """
     rows = []
-    for (number, label, ours, theirs), distance in zip(
-        found[0].tolist(), found[1].tolist(), strict=True
-    ):
+    for number, label, ours, theirs, divergence in found.tolist():
         rows.append(
             {
-                "example": number,
-                "text": texts.get(number, ""),
-                "label": names[label] if label >= 0 else "",
-                "student": names[ours],
-                "teacher": names[theirs],
-                "divergence": distance,
+                "example": int(number),
+                "text": texts.get(int(number), ""),
+                "label": names[int(label)] if label >= 0 else "",
+                "student": names[int(ours)],
+                "teacher": names[int(theirs)],
+                "divergence": divergence,
             }
         )
     return rows

@@ -101,11 +101,19 @@ class DistillationReport(nn.Module):
         if not self.differences.update_called:
             return []
         found = self.differences.compute()
-        texts: dict[int, str] = {}
-        find = getattr(datamodule, "text", None)
-        if find is not None:
-            texts = {n: find("test", n) for n in found[0][:, 0].tolist()}
-        return difference_rows(found, label_list(task.network.config), texts)
+        numbers = found[:, 0].long().tolist()
+        return difference_rows(found, label_list(task.network.config), _texts(datamodule, numbers))
+
+
+def _texts(datamodule: Any, numbers: list[int]) -> dict[int, str]:
+    """Return the texts of test examples by number, where the data module knows them."""
+    if not hasattr(datamodule, "table"):
+        return {}
+    try:
+        table = datamodule.table("test")
+    except ValueError:
+        table = datamodule.table("val")
+    return {n: table.text("text", n) for n in numbers} if "text" in table else {}
 
 
 def _like_output(task: LMModule, output: StepOutput, teacher: Any, scores: Scores) -> StepOutput:

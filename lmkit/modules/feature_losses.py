@@ -174,7 +174,8 @@ def _nearest(each: Tensor, pairs: Pairs, scores: Scores) -> Tensor:
     costs = (each.detach() @ scores.shares).unflatten(0, (-1, depths))
     match = torch.tensor(monotone_match(costs), device=each.device)
     rows = torch.arange(len(match), device=each.device)
-    return each.unflatten(0, (-1, depths))[rows, match].mean(0)
+    nearest: Tensor = each.unflatten(0, (-1, depths))[rows, match]
+    return nearest.mean(0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -215,7 +215,7 @@ class Seq2SeqModule(LMModule):
         """Give the metrics the result of one batch."""
         update_language_metrics(metrics, output, labelled(batch)[1])
 
-    def evaluated(self, output: StepOutput, batch: Batch, stage: str) -> None:
+    def continue_evaluation(self, output: StepOutput, batch: Batch, stage: str) -> None:
         """Keep the rows that are to be written, and write when enough of them wait."""
         if not self.hparams["metrics"]:
             return
@@ -225,7 +225,7 @@ class Seq2SeqModule(LMModule):
         if len(self._waiting) >= len(numbers):
             self._write_waiting(stage)
 
-    def evaluation_ends(self, stage: str) -> None:
+    def finish_evaluation(self, stage: str) -> None:
         """Write what still waits, and log how near all texts are to their targets."""
         if not self.hparams["metrics"]:
             return

@@ -58,4 +58,4 @@ def evaluate(module: LMModule, batch: Batch, stage: str, batch_idx: int) -> None
         module.update_tables(tables, output, batch)
     for name, metric in metrics.items():
         module.log(f"{stage}/{name}", metric, prog_bar=name in _SHOWN, batch_size=1)
-    module.evaluated(output, batch, stage)
+    module.continue_evaluation(output, batch, stage)

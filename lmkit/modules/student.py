@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +33,9 @@ def student_to_spec(student: LMModule | Mapping[str, Any]) -> dict[str, Any]:
         cls = type(student)
         inside = cls.__module__.startswith(f"{_PACKAGE}.")
         home = _PACKAGE if inside else cls.__module__
-        return {"class_path": f"{home}.{cls.__qualname__}", "init_args": dict(student.hparams)}
+        known = inspect.signature(cls).parameters
+        arguments = {name: value for name, value in student.hparams.items() if name in known}
+        return {"class_path": f"{home}.{cls.__qualname__}", "init_args": arguments}
     if isinstance(student, Mapping) and "class_path" in student:
         arguments = dict(student.get("init_args") or {})
         return {"class_path": str(student["class_path"]), "init_args": arguments}

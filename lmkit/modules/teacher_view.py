@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..functional.distillation import TopK
+from ..functional.distillation_top_k import TopK
 from ..types import Batch
 from .captures import Place
 from .scores import Scores
@@ -130,4 +130,5 @@ def spread(runs: Tensor, places: Tensor) -> Tensor:
     picked = runs[(flat.cumsum(0) - 1).clamp(min=0, max=len(runs) - 1)]
     kept = flat.reshape(-1, *[1] * (runs.ndim - 1))
     zeros = torch.zeros_like(picked)
-    return torch.where(kept, picked, zeros).unflatten(0, places.shape)
+    made: Tensor = torch.where(kept, picked, zeros).unflatten(0, places.shape)
+    return made

@@ -1,0 +1,110 @@
+"""The rows of a batch of examples as a store keeps them: end to end, and of one type."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+__all__ = ["Runs", "as_array", "runs_of", "to_float16"]
+
+
+class Runs(NamedTuple):
+    """The runs of a batch of examples, laid end to end.
+
+    Attributes:
+        values: `[total, *shape]`, on any device.
+        counts: rows of each example's run, int64 `[B]`, with the sum `total`.
+    """
+
+    values: NDArray[Any] | Tensor
+    counts: ArrayLike | Tensor
+
+
+def to_float16(values: Tensor) -> Tensor:
+    r"""Return numbers as float16, on their device.
+
+    What lies beyond its range, $\pm 65504$, becomes the end of the range, infinity too; but
+    $-\infty$, the logit of what cannot be, stays as it is, and so does NaN.
+
+    Args:
+        values: of any shape.
+
+    Example:
+        >>> to_float16(torch.tensor([1e6, -1e6, float("inf"), -float("inf"), 0.5])).tolist()
+        [65504.0, -65504.0, 65504.0, -inf, 0.5]
+    """
+    if values.dtype == torch.float16:
+        return values.clamp(max=65504.0)
+    clipped = values.clamp(-65504.0, 65504.0).half()
+    return clipped.masked_fill_(values == -torch.inf, -torch.inf)
+
+
+def runs_of(
+    name: str, given: Any, real: NDArray[np.bool_], dtype: np.dtype[Any] | None
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the rows of a field end to end, without those of fillers.
+
+    Args:
+        name: of the field.
+        given: `Runs`, or for each example `[rows, *shape]`, or all in one, `[B, rows, *shape]`.
+        real: which examples are none of the fillers, bool `[B]`.
+        dtype: to keep the numbers in; as they come by default.
+
+    Returns:
+        The rows, `[total, *shape]`, and how many each example has, int64 `[examples]`.
+
+    Raises:
+        ValueError: the rows are not of one shape, not of `B` examples, or do not fit `dtype`.
+    """
+    if isinstance(given, Tensor | np.ndarray):
+        given = given if given.ndim > 1 else given[:, np.newaxis]
+        counts = np.full(len(given), given.shape[1])
+        given = Runs(given.reshape(-1, *given.shape[2:]), counts)
+    elif not isinstance(given, Runs):
+        each = [np.atleast_1d(as_array(rows)) for rows in given]
+        if len({rows.shape[1:] for rows in each}) != 1:
+            raise ValueError(
+                f"{name} must have rows of one shape for {len(real)} examples, got "
+                f"{sorted({rows.shape[1:] for rows in each})}"
+            )
+        given = Runs(np.concatenate(each), [len(rows) for rows in each])
+    values, counts = as_array(given.values, dtype), np.asarray(as_array(given.counts), np.int64)
+    if counts.shape != real.shape or counts.min(initial=0) < 0 or counts.sum() != len(values):
+        raise ValueError(
+            f"{name} must have counts of {len(real)} examples, {len(values)} rows together, got "
+            f"{counts.tolist()}"
+        )
+    if not real.all():
+        values, counts = values[real.repeat(counts)], counts[real]
+    return values, counts
+
+
+def as_array(values: ArrayLike | Tensor, dtype: np.dtype[Any] | None = None) -> NDArray[Any]:
+    """Return numbers as an array of a type, or of their own; bfloat16 as float32.
+
+    Raises:
+        ValueError: they do not fit an integer `dtype`.
+    """
+    if dtype == np.float16:  # on its device: half as many bytes leave it
+        values = to_float16(_tensor(values))
+    elif isinstance(values, Tensor) and values.dtype == torch.bfloat16:  # numpy does not know it
+        values = values.float()
+    given = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if dtype is None or given.dtype == dtype:
+        return given
+    made = given.astype(dtype)
+    if dtype.kind in "iu" and not np.array_equal(made, given):
+        raise ValueError(
+            f"numbers from {given.min()} to {given.max()} do not fit {dtype}; pass other dtypes"
+        )
+    return made
+
+
+def _tensor(values: ArrayLike | Tensor) -> Tensor:
+    if isinstance(values, Tensor):
+        return values
+    return torch.from_numpy(np.require(values, requirements=["C", "W"]))
