@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..surgery import to_spec
+from ..surgery.tuning import thaw
+from ..types import Surgery
 from .checkpoint_io import write_atomically
-from .checks import check_tokenizer
-from .frozen_base import decided_settings, describe_base, leaves_out
+from .checks import check_tokenizer, warn_of_script
+from .frozen_base import decided_settings, describe_base, leaves_out, marks_kept
 from .network import check_fit
 from .speed import set_dropout
 from .step_log import make_metrics
@@ -14,7 +17,7 @@ from .step_log import make_metrics
 if TYPE_CHECKING:
     from .base import LMModule
 
-__all__ = ["assemble", "check_run"]
+__all__ = ["assemble", "check_run", "perform"]
 
 
 def assemble(module: LMModule) -> None:
@@ -29,6 +32,19 @@ def assemble(module: LMModule) -> None:
         set_dropout(network, module.hparams["dropout"])
     module.network, module.base = network, module.base | describe_base(network, loaded)
     module.metrics = make_metrics(module)
+
+
+def perform(module: LMModule, surgery: Surgery) -> None:
+    """Change the network of a module, and write down how, unless that was done before."""
+    spec = to_spec(surgery)
+    if spec in module._ledger:
+        return
+    with marks_kept(module):
+        surgery(module.network)
+    warn_of_script(spec["class_path"])
+    module._ledger.append(spec)
+    thaw(module.network, module.base.get("fresh", ()))
+    module.network.train()
 
 
 def check_run(module: LMModule, stage: str) -> None:

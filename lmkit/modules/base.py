@@ -14,13 +14,11 @@ from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-from ..surgery import to_spec
-from ..surgery.tuning import thaw
 from ..types import Batch, Objective, ObjectiveWrapper, StepOutput, Surgery
-from .assembly import assemble, check_run
+from .assembly import assemble, check_run, perform
 from .checkpoint import read_entry, standalone, write_entry
-from .checks import LossGuard, check_plain, check_state, warn_of_script
-from .frozen_base import marks_kept, name_base
+from .checks import LossGuard, check_plain, check_state
+from .frozen_base import name_base
 from .item_mean import ItemMean
 from .network import build_network
 from .optimizer import check_groups, clip_gradients, optimizer_and_schedule
@@ -37,10 +35,9 @@ class LMModule(LightningModule):
     """A Hugging Face network with one objective; the base of every task module.
 
     A subclass names its head in `auto_class` and computes its loss in `step`; `prepare` may add to
-    the batch what is computed once. What other parts use: `network`, `tokenizer`,
-    `objective_wrappers`, `operate` and `ledger`.
-
-    The gradient of a step is that of the mean over *all* its items, of all batches and ranks.
+    the batch what is computed once. What other parts use: `network`, `tokenizer`, `scores`,
+    `objective_wrappers`, `operate` and `ledger`. The gradient of a step is that of the mean over
+    *all* its items, of all batches and ranks.
 
     Args:
         model: a hub name, a folder, or a config as a dictionary with a `model_type`, from which a
@@ -170,20 +167,9 @@ class LMModule(LightningModule):
         return deepcopy(self._ledger)
 
     def operate(self, surgery: Surgery) -> None:
-        """Change the structure, in `Callback.setup` or before a fit: the only door.
-
-        The network is built first; a surgery that the ledger holds already is not done again.
-        """
+        """Change the structure, in `Callback.setup` or before a fit; what was done is not again."""
         self.configure_model()
-        spec = to_spec(surgery)
-        if spec in self._ledger:
-            return
-        with marks_kept(self):
-            surgery(self.network)
-        warn_of_script(spec["class_path"])
-        self._ledger.append(spec)
-        thaw(self.network, self.base.get("fresh", ()))
-        self.network.train()
+        perform(self, surgery)
 
     def setup(self, stage: str) -> None:
         """Check that the data fit the network, and see to it that checkpoints are written whole."""
@@ -283,10 +269,9 @@ class LMModule(LightningModule):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load weights, strictly in what is trainable: only frozen weights may be missing.
+        """Load weights; a `ValueError` names those that are missing, unknown or of another shape.
 
-        Raises:
-            ValueError: weights are missing, unknown or of another shape; names some.
+        Only frozen weights may be missing.
         """
         check_state(self, state_dict, strict)
         return super().load_state_dict(state_dict, strict=False, assign=assign)

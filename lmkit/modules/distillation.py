@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any, Literal, cast
 
 from lightning.pytorch.trainer.states import TrainerFn
@@ -14,8 +15,8 @@ from ..types import Batch, StepOutput
 from .base import LMModule
 from .captures import capturing, freeze_unreached, show_maps
 from .distillation_losses import DistillationLoss, LogitLoss, loss_from_spec, loss_to_spec
-from .distillation_report import DistillationReport
-from .distillation_terms import HardLoss, Terms, layers_to_keep
+from .distillation_report import DistillationReport, continue_comparison, finish_comparison
+from .distillation_terms import HardLoss, Terms, layers_to_keep, restore_projections
 from .frozen_base import describe_base
 from .scores import Scores
 from .step_log import make_metrics
@@ -110,23 +111,15 @@ class DistillationModule(LMModule):
         losses = cast("list[DistillationLoss]", [loss_to_spec(loss) for loss in made])
         task = student_from_spec(cast(Mapping[str, Any], student))
         # The student's optimizer is this module's.
-        names = ("model", "pretrained", "learning_rate", "weight_decay", "warmup", "schedule")
-        settings = [task.hparams[name] for name in (*names, "optimizer", "dropout", "compile")]
-        super().__init__(*settings, task.hparams.get("layer_decay", 1.0))
+        shared = [name for name in signature(LMModule).parameters if name in task.hparams]
+        super().__init__(**{name: task.hparams[name] for name in shared})
         if not 0.0 <= wrong_weight <= 1.0:
             raise ValueError(f"wrong_weight must lie in [0, 1], got {wrong_weight}")
+        cached = cache, cache_precision, cache_top_k, cache_dir
         self.teachers = Teachers(
             [teacher] if isinstance(teacher, str) else list(teacher),
             made,
-            TeacherOptions(
-                teacher_weights,
-                wrong_weight,
-                teacher_precision,
-                cache,
-                cache_precision,
-                cache_top_k,
-                cache_dir,
-            ),
+            TeacherOptions(teacher_weights, wrong_weight, teacher_precision, *cached),
         )
         own = HardLoss(weight=hard_weight, final_weight=final_hard_weight, start=hard_start)
         self._terms = Terms(made, own)
@@ -259,39 +252,19 @@ class DistillationModule(LMModule):
         self.task_module.update_tables(tables, output, batch)
 
     def continue_evaluation(self, output: StepOutput, batch: Batch, stage: str) -> None:
-        """Compare with the teachers, where they are there, and let the student do its part."""
-        task = self.task_module
-        task._current_fx_name = self._current_fx_name
-        task.continue_evaluation(output, batch, stage)
-        if self.teachers.there and self.report is not None:
-            found = self.report.update(task, self.teachers, output, batch, stage)
-            for name, metric in found.items():
-                self.log(f"{stage}/{name}", metric, batch_size=1)
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin anew to compare with the teachers."""
-        self._begin("val")
-
-    def on_test_epoch_start(self) -> None:
-        """Begin anew to compare with the teachers."""
-        self._begin("test")
+        """Let the student do its part, and compare it with the teachers, where they are there."""
+        continue_comparison(self, output, batch, stage)
 
     def finish_evaluation(self, stage: str) -> None:
         """Log what only all batches give, and how much of the teacher's quality is kept."""
-        task = self.task_module
-        task._current_fx_name = self._current_fx_name
-        task.finish_evaluation(stage)
-        if self.teachers.there and self.report is not None:
-            own = cast(Mapping[str, Metric], self.metrics[f"{stage}_metrics"])
-            if (share := self.report.retention(own, stage)) is not None:
-                self.log(f"{stage}/retention", share, batch_size=1)
+        finish_comparison(self, stage)
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """Return the student's, and the examples on which it differs from the teachers."""
         tables = self.task_module.tables()
         if self.report is not None:
-            rows = self.report.rows(self.task_module, getattr(self.trainer, "datamodule", None))
-            tables |= {"differences": rows}
+            data = getattr(self.trainer, "datamodule", None)
+            tables |= {"differences": self.report.rows(self.task_module, data)}
         return tables
 
     def figures(self) -> dict[str, Any]:
@@ -325,19 +298,9 @@ class DistillationModule(LMModule):
         """Refuse other teachers than those of a run that goes on."""
         super().on_load_checkpoint(checkpoint)
         self.teachers.check_same(checkpoint["lmkit"].get("teachers", {}))
-        for key, weight in checkpoint["state_dict"].items():
-            name = key.removeprefix("projections.").removesuffix(".weight")
-            if key.startswith("projections.") and name not in self.projections:
-                out, into = weight.shape
-                self.projections[name] = nn.Linear(into, out, bias=False)
+        restore_projections(self.projections, checkpoint["state_dict"])
 
     def teardown(self, stage: str) -> None:
         """Leave the student as it was."""
         self.task_module.teardown(stage)
         super().teardown(stage)
-
-    def _begin(self, stage: str) -> None:
-        # Its metrics of texts are no part of this module, which alone is moved.
-        self.task_module.to(self.device)
-        if self.report is not None:
-            self.report.forget(stage)

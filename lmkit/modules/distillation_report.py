@@ -25,9 +25,10 @@ from .word_predictions import label_list
 
 if TYPE_CHECKING:
     from .base import LMModule
+    from .distillation import DistillationModule
     from .teachers import Teachers
 
-__all__ = ["DistillationReport"]
+__all__ = ["DistillationReport", "continue_comparison", "finish_comparison"]
 
 _STAGES = ("val", "test")
 
@@ -49,7 +50,15 @@ class DistillationReport(nn.Module):
     def update(
         self, task: LMModule, teachers: Teachers, output: StepOutput, batch: Batch, stage: str
     ) -> dict[str, Metric]:
-        """Take a batch, and return the metrics to log by name."""
+        """Take a batch, and return the metrics to log by name.
+
+        Args:
+            task: the student.
+            teachers: whose words are in the batch.
+            output: of the student's step.
+            batch: prepared.
+            stage: `"val"` or `"test"`.
+        """
         scores = task.scores(output, batch)
         said = [
             said_of(batch, number, scores, alignment, ())
@@ -87,14 +96,9 @@ class DistillationReport(nn.Module):
         if name is None or not theirs[name].update_called:
             return None
         best = float(theirs[name].compute())
-        return float(own[name].compute()) / best if best else None
-
-    def forget(self, stage: str) -> None:
-        """Begin anew with the next evaluation."""
-        for metric in cast(Mapping[str, Metric], self.teacher[stage]).values():
+        for metric in theirs.values():
             metric.reset()
-        if stage == "test":
-            self.differences.reset()
+        return float(own[name].compute()) / best if best else None
 
     def rows(self, task: LMModule, datamodule: Any) -> list[dict[str, Any]]:
         """Return the table of examples that both decide differently; all ranks have to call it."""
@@ -103,6 +107,39 @@ class DistillationReport(nn.Module):
         found = self.differences.compute()
         numbers = found[:, 0].long().tolist()
         return difference_rows(found, label_list(task.network.config), _texts(datamodule, numbers))
+
+
+def continue_comparison(
+    module: DistillationModule, output: StepOutput, batch: Batch, stage: str
+) -> None:
+    """Let the student go on with an evaluation, and log what compares it with its teachers."""
+    task, report = _student_at_work(module), module.report
+    task.continue_evaluation(output, batch, stage)
+    if not module.teachers.there or report is None:
+        return
+    for name, metric in report.update(task, module.teachers, output, batch, stage).items():
+        module.log(f"{stage}/{name}", metric, batch_size=1)
+
+
+def finish_comparison(module: DistillationModule, stage: str) -> None:
+    """Let the student finish an evaluation, and log how much of the teacher's quality it keeps."""
+    task, report = _student_at_work(module), module.report
+    task.finish_evaluation(stage)
+    if not module.teachers.there or report is None:
+        return
+    own = cast(Mapping[str, Metric], module.metrics[f"{stage}_metrics"])
+    if (share := report.retention(own, stage)) is not None:
+        module.log(f"{stage}/retention", share, batch_size=1)
+
+
+def _student_at_work(module: DistillationModule) -> LMModule:
+    """Return the student, able to log as a part of the module that the Trainer runs."""
+    task = module.task_module
+    task._current_fx_name = module._current_fx_name
+    # Its metrics of texts are no part of the module, which alone is moved.
+    if task.device != module.device:
+        task.to(module.device)
+    return task
 
 
 def _texts(datamodule: Any, numbers: list[int]) -> dict[int, str]:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .distillation import DistillationModule
     from .teachers import Teachers
 
-__all__ = ["HardLoss", "Terms", "layers_to_keep"]
+__all__ = ["HardLoss", "Terms", "layers_to_keep", "mixture", "restore_projections"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +253,15 @@ def layers_to_keep(network: PreTrainedModel, layers: Any) -> Any:
         for stack, chosen in named.items()
     }
     return made.get("", made)
+
+
+def restore_projections(projections: nn.ModuleDict, state: Mapping[str, Tensor]) -> None:
+    """Make the projections of a checkpoint that are not there, as without their teacher."""
+    for key, weight in state.items():
+        name = key.removeprefix("projections.").removesuffix(".weight")
+        if key.startswith("projections.") and name not in projections:
+            out, into = weight.shape
+            projections[name] = nn.Linear(into, out, bias=False)
 
 
 def _projections(
