@@ -70,7 +70,7 @@ SLOW = {"torch", "lightning", "pytorch_lightning", "transformers", "datasets", "
 
 #: The suffix that says what a public class of the folder is.
 SUFFIXES = {
-    "modules": ("Module",),
+    "modules": ("Module", "Loss"),
     "datamodules": ("DataModule",),
     "callbacks": ("Callback", "Checkpoint"),
 }

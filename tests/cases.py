@@ -25,6 +25,7 @@ from lmkit.datamodules import (
 from lmkit.modules import (
     CausalLMModule,
     DenoisingModule,
+    DistillationModule,
     LMModule,
     MaskedLMModule,
     MultipleChoiceModule,
@@ -34,7 +35,7 @@ from lmkit.modules import (
     SequenceClassificationModule,
     TokenClassificationModule,
 )
-from tests import task_files, tiny
+from tests import task_files, taught, tiny
 
 
 def named(*names: str) -> dict[str, Any]:
@@ -74,6 +75,8 @@ class Case:
     export: str = "plain"
     #: Whether it changes nothing, and only looks at a run or writes something of it.
     watches: bool = False
+    #: Makes the module of a config and settings, where its class takes no `model`.
+    make: Callable[..., LMModule] | None = None
     #: The public names that this row stands for.
     covers: tuple[str, ...] = ()
 
@@ -81,6 +84,8 @@ class Case:
         """Make the module with a schedule short enough to move the weights."""
         settings: dict[str, Any] = {"learning_rate": 1e-2, "warmup": 0}
         settings |= self.module_settings | kwargs
+        if self.make is not None:
+            return self.make(settings.pop("config", {}), **settings)
         return self.module({**self.model, **settings.pop("config", {})}, **settings)
 
     def make_data(self, folder: Path, **kwargs: Any) -> LightningDataModule:
@@ -151,6 +156,20 @@ CASES = [
         core=True,
         **CLASSIFICATION,
         covers=("SequenceClassificationModule", "SequenceClassificationDataModule"),
+    ),
+    Case(
+        "distillation",
+        core=True,
+        **{**CLASSIFICATION, "module": DistillationModule},
+        make=taught.distilled,
+        covers=(
+            "DistillationModule",
+            "AttentionLoss",
+            "FlowLoss",
+            "HiddenLoss",
+            "LogitLoss",
+            "RelationLoss",
+        ),
     ),
     Case(
         "regression",

@@ -171,6 +171,8 @@ class DistillationModule(LMModule):
                 self.base = task.base | describe_base(task.network, loaded)
         self.network, self.tokenizer = task.network, task.tokenizer
         self.metrics = task.metrics = make_metrics(self)
+        if self.teachers.look(task, ask_hub=self._trainer is not None):
+            self.projections = self._terms.lay_out(self.network, self.teachers)
 
     def setup(self, stage: str) -> None:
         """Set up the student, find the teachers, and make the projections between their states."""
@@ -186,12 +188,12 @@ class DistillationModule(LMModule):
     def _meet(self, required: bool) -> None:
         self.configure_model()
         self.task_module._trainer = self._trainer
-        self.teachers.find(self.task_module, required)
+        task = self.task_module
+        if not self.teachers.shapes and self.teachers.look(task, ask_hub=True):
+            self.projections.update(self._terms.lay_out(self.network, self.teachers))
+        self.teachers.find(task, required)
         if self.teachers.there:
-            made = self._terms.open(self.network, self.teachers)
-            if not self.projections:
-                self.projections = made
-            self.report = DistillationReport(self.task_module)
+            self.report = DistillationReport(task)
         if required and not self._terms.uses_scores:
             freeze_unreached(self.network, self._terms.places)
 

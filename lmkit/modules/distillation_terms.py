@@ -72,12 +72,12 @@ class Terms:
         weights = self.own.weight, self.own.final_weight
         return any(weights) or any(isinstance(loss, LogitLoss) for loss in self.losses)
 
-    def open(self, network: PreTrainedModel, teachers: Teachers) -> nn.ModuleDict:
+    def lay_out(self, network: PreTrainedModel, teachers: Teachers) -> nn.ModuleDict:
         """Choose the layers that are compared, and make what maps the student's states.
 
         Args:
             network: the student's.
-            teachers: whose facts are known; what is to be kept of them is told to them.
+            teachers: whose shapes are known; what is to be kept of them is told to them.
 
         Returns:
             The projections, by number of the loss and pair of layers.
@@ -87,15 +87,15 @@ class Terms:
         for number, loss in enumerate(self.losses):
             if not isinstance(loss, FeatureLoss):
                 continue
-            facts = teachers.facts[loss.teacher]
-            if loss.stack not in facts.depths:
+            shape = teachers.shapes[loss.teacher]
+            if loss.stack not in shape.depths:
                 stack_of(network, loss.stack)  # says what is wrong
-            depths = depth_of(network, loss.stack), facts.depths[loss.stack]
+            depths = depth_of(network, loss.stack), shape.depths[loss.stack]
             pairs = self._pairs[number] = loss.pairs(*depths)
             self.places += loss.student_places(pairs)
             teachers.places[loss.teacher] += loss.teacher_places(pairs)
             if isinstance(loss, HiddenLoss):
-                widths = width_of(network, loss.stack), facts.widths[loss.stack]
+                widths = width_of(network, loss.stack), shape.widths[loss.stack]
                 made.update(_projections(loss, number, pairs, *widths))
         return made
 

@@ -8,17 +8,28 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from ..tokenization import load_tokenizer, vocabulary_digest
 from ..types import Batch
 from .attention import MAPS, use_fast_attention
 from .base import LMModule
 from .captures import Place, capturing, depth_of, width_of
+from .checkpoint_io import read_checkpoint
 from .frozen_base import fingerprint
+from .network import named_config
 from .scores import Scores
 from .word_predictions import label_list
 
-__all__ = ["Teacher", "TeacherFacts", "class_order", "teacher_facts"]
+__all__ = [
+    "Teacher",
+    "TeacherFacts",
+    "TeacherShape",
+    "class_order",
+    "is_checkpoint",
+    "teacher_facts",
+    "teacher_shape",
+]
 
 _PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -31,8 +42,6 @@ class TeacherFacts(NamedTuple):
         fingerprint: hash of its weights.
         labels: names of its classes in order; empty of a language model.
         vocabulary: rows of its language-model head; 0 without one.
-        depths: layers of each stack, by `"encoder"` and `"decoder"`, or `""`.
-        widths: of the hidden states of each stack.
         tokenizer: hash of its tokenizer's vocabulary, "" where it has none.
         fresh: names of weights that it has from nowhere.
     """
@@ -41,10 +50,20 @@ class TeacherFacts(NamedTuple):
     fingerprint: str
     labels: list[str]
     vocabulary: int
-    depths: dict[str, int]
-    widths: dict[str, int]
     tokenizer: str
     fresh: list[str]
+
+
+class TeacherShape(NamedTuple):
+    """How large a teacher is.
+
+    Attributes:
+        depths: layers of each stack, by `"encoder"` and `"decoder"`, or `""`.
+        widths: of the hidden states of each stack.
+    """
+
+    depths: dict[str, int]
+    widths: dict[str, int]
 
 
 class Teacher:
@@ -111,18 +130,47 @@ class Teacher:
 def teacher_facts(name: str, module: LMModule) -> TeacherFacts:
     """Describe a teacher."""
     network, config = module.network, module.network.config
-    stacks = ("encoder", "decoder") if config.is_encoder_decoder else ("",)
     head = network.get_output_embeddings()
     return TeacherFacts(
         name,
         fingerprint(network, list(network.state_dict())),
         [] if head is not None else label_list(config),
         0 if head is None else int(cast(Tensor, head.weight).shape[0]),
-        {stack: depth_of(network, stack) for stack in stacks},
-        {stack: width_of(network, stack) for stack in stacks},
         vocabulary_digest(module.tokenizer) if module.tokenizer else "",
         list(module.base.get("fresh", [])),
     )
+
+
+def teacher_shape(name: str, student: LMModule) -> TeacherShape:
+    """Learn how large a teacher is, without its weights.
+
+    Args:
+        name: a checkpoint, a folder or a hub name.
+        student: of the same task.
+
+    Raises:
+        ValueError: there is no such teacher.
+    """
+    if is_checkpoint(name):
+        try:
+            entry = dict(read_checkpoint(name, mmap=True)["lmkit"])
+        except (FileNotFoundError, KeyError) as error:
+            raise ValueError(f"there is no teacher at {name}, or none of lmkit") from error
+        config = AutoConfig.for_model(**entry["config"])
+    else:
+        config = named_config(name)
+    with torch.device("meta"):
+        network = cast(Any, student.auto_class).from_config(config)
+    stacks = ("encoder", "decoder") if config.is_encoder_decoder else ("",)
+    return TeacherShape(
+        {stack: depth_of(network, stack) for stack in stacks},
+        {stack: width_of(network, stack) for stack in stacks},
+    )
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a teacher is named by a file."""
+    return Path(name).is_file() or Path(name).suffix == ".ckpt"
 
 
 def class_order(ours: Sequence[str], theirs: Sequence[str], name: str) -> list[int] | None:
@@ -158,10 +206,10 @@ def class_order(ours: Sequence[str], theirs: Sequence[str], name: str) -> list[i
 
 
 def _load(name: str, student: LMModule) -> LMModule:
-    place, cls = Path(name), type(student)
-    if place.is_file() or place.suffix == ".ckpt":
+    cls = type(student)
+    if is_checkpoint(name):
         try:
-            module = LMModule.load_from_checkpoint(place).task_module
+            module = LMModule.load_from_checkpoint(name).task_module
         except FileNotFoundError as error:
             raise ValueError(f"there is no teacher at {name}") from error
         if type(module) is not cls:

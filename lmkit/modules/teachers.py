@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from .base import LMModule
 from .captures import Place
 from .distillation_losses import DistillationLoss, LogitLoss
 from .stored_teacher import StoredTeacher, write_teacher
-from .teacher import Teacher, TeacherFacts, teacher_facts
+from .teacher import Teacher, TeacherFacts, TeacherShape, teacher_facts, teacher_shape
 from .teacher_view import Alignment, align
 
 __all__ = ["TeacherOptions", "Teachers"]
@@ -46,6 +48,7 @@ class Teachers:
             together.
 
     Attributes:
+        shapes: of each teacher, once `look` has seen them.
         facts: of each teacher, once they are found.
         alignments: of their classes with the student's.
         places: what is kept of the inside of each.
@@ -55,6 +58,7 @@ class Teachers:
         self, names: Sequence[str], losses: Sequence[DistillationLoss], options: TeacherOptions
     ) -> None:
         self.names, self.options = list(names), options
+        self.shapes: list[TeacherShape] = []
         self.facts: list[TeacherFacts] = []
         self.alignments: list[Alignment] = []
         self.places: list[list[Place]] = [[] for _ in names]
@@ -90,6 +94,18 @@ class Teachers:
     def there(self) -> bool:
         """Whether the teachers were found."""
         return bool(self.facts)
+
+    def look(self, task: LMModule, ask_hub: bool) -> bool:
+        """Learn how large the teachers are, and return whether that is known.
+
+        Args:
+            task: the student.
+            ask_hub: whether to look for what is not on this machine.
+        """
+        if not self.shapes and (ask_hub or all(Path(name).exists() for name in self.names)):
+            with suppress(ValueError):  # who needs the teachers will be told
+                self.shapes = [teacher_shape(name, task) for name in self.names]
+        return bool(self.shapes)
 
     def find(self, task: LMModule, required: bool) -> None:
         """Load the teachers, if they are not there, and check them against the student.
