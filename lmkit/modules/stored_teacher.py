@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,8 +28,10 @@ from .teacher_store import TeacherStore, store_folder
 if TYPE_CHECKING:
     from .teachers import TeacherOptions
 
-__all__ = ["StoredTeacher", "write_teacher"]
+__all__ = ["StoredTeacher", "cache_of", "passing_over", "store_key", "write_teacher"]
 
+# What a kill may cost.
+_COMMIT_SECONDS = 10.0
 _TYPES = {"fp16": "float16", "fp32": "float32"}
 # In a batch what has only the items and tokens that count, see `teacher_view`.
 _RUNS = "runs."
@@ -59,7 +63,9 @@ class StoredTeacher:
             HalfWrittenError: it is not whole.
         """
         key = _key(teacher, datamodule, split, places, options)
-        return cls(TeacherStore.open(store_folder(_cache(datamodule, options), key), key))
+        return cls(
+            TeacherStore.open(store_folder(cache_of(datamodule, options.cache_dir), key), key)
+        )
 
     def read(self, batch: Batch) -> dict[str, Tensor]:
         """Return what the teacher said of a batch: items and tokens that count, end to end."""
@@ -102,18 +108,15 @@ def write_teacher(
             "cache out, or take RelationLoss in place of AttentionLoss"
         )
     key = _key(teacher, datamodule, split, places, options)
-    folder = store_folder(_cache(datamodule, options), key)
+    folder = store_folder(cache_of(datamodule, options.cache_dir), key)
     try:
         return StoredTeacher(TeacherStore.open(folder, key))
     except (FileNotFoundError, RuntimeError):
         pass  # not there, or half written
-    loader = datamodule.every_row(split)
     names = ["logits", "log_probabilities", "tail", *map(str, places)]
     kinds = {**dict.fromkeys(names, _TYPES[options.cache_precision]), "ids": "int32"}
     with StoreWriter(folder, datamodule.row_count(split), key, kinds) as writer:
-        if writer.position:
-            rank_zero_info(f"the teacher {teacher.name} goes on at batch {writer.position}")
-        for batch in _shown(loader, writer.position, f"{split} rows to {teacher.name}"):
+        for batch in passing_over(datamodule, split, writer, f"{split} rows to {teacher.name}"):
             moved = {name: tensor.to(teacher.module.device) for name, tensor in batch.items()}
             prepared = task.prepare(moved)
             scores, kept = teacher.run(prepared, places)
@@ -180,6 +183,19 @@ def _counts(slots: Tensor, total: int) -> NDArray[np.int64]:
     return counts
 
 
+def store_key(teacher: Teacher, datamodule: Any, split: str) -> dict[str, Any]:
+    """Return what anything that is kept of a teacher and a split depends on."""
+    facts = dict(datamodule.state_dict()["facts"])
+    if facts.get("examples_per_class") is None:
+        facts.pop("seed", None)  # of the order, which is not that of the store
+    return {"teacher": teacher.facts.fingerprint, "data": facts, "split": split}
+
+
+def cache_of(datamodule: Any, cache_dir: str | None) -> Path:
+    """Return the folder of the cache: the given one, or that of the data module."""
+    return cache_folder(cache_dir or getattr(datamodule, "cache_dir", None))
+
+
 def _key(
     teacher: Teacher,
     datamodule: Any,
@@ -187,28 +203,32 @@ def _key(
     places: Sequence[Place],
     options: TeacherOptions,
 ) -> dict[str, Any]:
-    """Return all that a store depends on."""
-    facts = dict(datamodule.state_dict()["facts"])
-    if facts.get("examples_per_class") is None:
-        facts.pop("seed", None)  # of the order, which is not that of the store
     return {
-        "teacher": teacher.facts.fingerprint,
+        **store_key(teacher, datamodule, split),
         "precision of the teacher": options.precision,
-        "data": facts,
-        "split": split,
         "inside": sorted(map(str, places)),
         "precision": options.cache_precision,
         "top_k": options.cache_top_k,
     }
 
 
-def _cache(datamodule: Any, options: TeacherOptions) -> Any:
-    return cache_folder(options.cache_dir or getattr(datamodule, "cache_dir", None))
+def passing_over(datamodule: Any, split: str, writer: StoreWriter, words: str) -> Iterator[Batch]:
+    """Yield the batches of a split that a store lacks, with a bar of all, and commit now and then.
 
-
-def _shown(loader: Any, done: int, words: str) -> Iterator[Batch]:
-    """Yield the batches from one on, with a bar of all."""
+    Args:
+        datamodule: of lmkit, whose rows are the same in each epoch.
+        split: `"train"` or `"val"`.
+        writer: of the store.
+        words: to stand before the bar.
+    """
+    loader = datamodule.every_row(split)
+    done, committed = writer.position, monotonic()
+    if done:
+        rank_zero_info(f"{words}: going on at batch {done} of {len(loader)}")
     with tqdm(total=len(loader), initial=done, desc=words, unit="batch", disable=None) as bar:
         for number in range(done, len(loader)):
             yield loader.batch(number)
             bar.update()
+            if monotonic() - committed > _COMMIT_SECONDS:
+                writer.commit()
+                committed = monotonic()
