@@ -62,9 +62,9 @@ def hidden_distance(
 def hidden_cosine(
     student: Tensor, teacher: Tensor, tokens: Tensor, projection: Tensor | None = None
 ) -> Tensor:
-    r"""Compute one minus the cosine of the angle between hidden states (DistilBERT, 1910.01108).
+    r"""Compute one minus the cosine of the angle between hidden states.
 
-    Written as $1 - \cos = \frac{1}{2} \| \hat x - \hat y \|^2$ with vectors of length 1, which is
+    As in DistilBERT, arXiv:1910.01108. Written as $1 - \cos = \frac{1}{2} \| \hat x - \hat y \|^2$ with vectors of length 1, which is
     exact where they are close. A vector of length 0 stays what it is.
 
     Args:

@@ -19,11 +19,17 @@ from .distillation_inputs import (
     wide_dtype,
 )
 
-__all__ = ["MAX_RELATION_HEADS", "attention_divergence", "relation_divergence", "relation_heads"]
+__all__ = [
+    "MAX_RELATION_HEADS",
+    "MIN_RELATION_WIDTH",
+    "attention_divergence",
+    "relation_divergence",
+    "relation_heads",
+]
 
-#: Relation heads at most, and the least width of one: 48 is what MiniLMv2 takes for widths of 384
-#: and 768 (arXiv:2012.15828), where a head is 8 wide in the student.
+#: What MiniLMv2 takes for a base teacher of width 768 (arXiv:2012.15828).
 MAX_RELATION_HEADS = 48
+#: The width of one of 48 heads in a student of width 384, their narrowest.
 MIN_RELATION_WIDTH = 8
 
 # A probability below this counts as this. It bounds the logarithm of a zero, and 0 times that is 0.
@@ -120,6 +126,11 @@ def relation_divergence(
     student, teacher = real_pair(student, teacher, "tokens", tokens, 2)
     allowed = tokens[:, None, None, :]
     if segments is not None:
+        if segments.shape != tokens.shape:
+            raise ValueError(
+                f"segments must have the shape of tokens, {list(tokens.shape)}, got "
+                f"{list(segments.shape)}"
+            )
         allowed = allowed & (segments[:, None, :, None] == segments[:, None, None, :])
     log_p, log_q = _log_relation(student, heads, allowed), _log_relation(teacher, heads, allowed)
     return token_mean(relative_entropy(log_q, log_p).mean(1), tokens)
@@ -128,14 +139,15 @@ def relation_divergence(
 def relation_heads(student_width: int, teacher_width: int) -> int:
     """Return how many relation heads to take: the largest number that suits both widths.
 
-    It divides both, is at most `MAX_RELATION_HEADS`, and leaves heads at least 8 wide.
+    It divides both, is at most `MAX_RELATION_HEADS`, and leaves heads of `MIN_RELATION_WIDTH` or
+    more.
 
     Args:
         student_width: of the queries, keys or values of all heads together.
         teacher_width: the same of the teacher.
 
     Raises:
-        ValueError: a width is below 8.
+        ValueError: a width is below `MIN_RELATION_WIDTH`.
 
     Example:
         >>> relation_heads(384, 768), relation_heads(312, 768)

@@ -126,8 +126,8 @@ def teacher_confidence(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
 
     $w_k = \frac{1}{K - 1} \left( 1 - \frac{\exp \mathcal{L}_k}{\sum_j \exp \mathcal{L}_j} \right)$
     with the cross-entropy $\mathcal{L}_k$ of teacher $k$ with the label (arXiv:2201.00007). The
-    weights of an item add up to 1, and none is above $\frac{1}{K - 1}$: with two teachers the worse
-    one can come down to 0, with three it shares with the middle one.
+    weights of an item add up to 1, and none is above $\frac{1}{K - 1}$: a bad teacher is left out,
+    and the good ones share.
 
     Args:
         logits: of each of $K$ teachers, float `[N, ..., C]`; computed in float32, or float64 if

@@ -276,3 +276,5 @@ def test_maps_and_masks_that_do_not_fit_are_an_error():
         attention_divergence(maps, maps, TOKENS[:2])
     with pytest.raises(TypeError, match="tokens must be a tensor of bool"):
         attention_divergence(maps, maps, TOKENS.long())
+    with pytest.raises(ValueError, match=r"segments must have the shape of tokens, \[3, 5\], got"):
+        relation_divergence(*states(8, 8), TOKENS, 2, torch.zeros(5, dtype=torch.long))
