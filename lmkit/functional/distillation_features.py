@@ -64,8 +64,9 @@ def hidden_cosine(
 ) -> Tensor:
     r"""Compute one minus the cosine of the angle between hidden states.
 
-    As in DistilBERT, arXiv:1910.01108. Written as $1 - \cos = \frac{1}{2} \| \hat x - \hat y \|^2$ with vectors of length 1, which is
-    exact where they are close. A vector of length 0 stays what it is.
+    As in DistilBERT, arXiv:1910.01108. Written as
+    $1 - \cos = \frac{1}{2} \| \hat x - \hat y \|^2$ with vectors of length 1, which is exact where
+    they are close. A vector of length 0 stays what it is.
 
     Args:
         student: float `[R, L, D_S]`; computed in float32, or float64 if given.
