@@ -10,19 +10,18 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torchmetrics import Metric
 
-from ..surgery.layers import keep_layers
 from ..types import Batch, StepOutput
 from .base import LMModule
 from .captures import capturing, freeze_unreached, show_maps
 from .distillation_losses import DistillationLoss, LogitLoss, loss_from_spec, loss_to_spec
 from .distillation_report import DistillationReport, continue_comparison, finish_comparison
-from .distillation_terms import HardLoss, Terms, layers_to_keep, restore_projections
-from .frozen_base import describe_base
+from .distillation_terms import HardLoss, Terms, restore_projections
 from .scores import Scores
 from .step_log import make_metrics
-from .student import student_from_spec, student_to_spec
+from .student import build_student, student_from_spec, student_to_spec
 from .teacher_view import attach
 from .teachers import TeacherOptions, Teachers
+from .written_targets import check_writes, takes_turn, with_own_words
 
 __all__ = ["DistillationModule"]
 
@@ -69,6 +68,13 @@ class DistillationModule(LMModule):
         cache_top_k: of the logits keep so many, and the mass of the others together; all by
             default.
         cache_dir: where to; by default the cache of the data module.
+        sequence_level: whether the teacher writes a target for each training row, once, and the
+            student learns these in place of the data's (arXiv:1606.07947): of an encoder-decoder
+            the targets, of a causal language model how rows go on.
+        on_policy: share of the steps, in `[0, 1]`, in which the student writes the targets itself
+            and learns from the teacher what it should have written (arXiv:2306.13649).
+        prompt_share: of a causal language model, how much of a row is the prompt of what is
+            written, in `(0, 1)`.
 
     Raises:
         TypeError: an argument is not plain data, or no student.
@@ -104,6 +110,9 @@ class DistillationModule(LMModule):
         cache_precision: Literal["fp16", "fp32"] = "fp16",
         cache_top_k: int | None = None,
         cache_dir: str | None = None,
+        sequence_level: bool = False,
+        on_policy: float = 0.0,
+        prompt_share: float = 0.5,
     ) -> None:
         made = [loss_from_spec(loss) for loss in ([LogitLoss()] if losses is None else losses)]
         # Plain data alone may stand among the hyper-parameters; Lightning reads them here.
@@ -115,7 +124,14 @@ class DistillationModule(LMModule):
         super().__init__(**{name: task.hparams[name] for name in shared})
         if not 0.0 <= wrong_weight <= 1.0:
             raise ValueError(f"wrong_weight must lie in [0, 1], got {wrong_weight}")
-        cached = cache, cache_precision, cache_top_k, cache_dir
+        if not 0.0 <= on_policy <= 1.0:
+            raise ValueError(f"on_policy must lie in [0, 1], got {on_policy}")
+        if on_policy and (cache or sequence_level):
+            other = "cache" if cache else "sequence_level"
+            raise ValueError(
+                f"on_policy asks the teacher of new texts in each step: set no {other}"
+            )
+        cached = cache, cache_precision, cache_top_k, cache_dir, sequence_level, prompt_share
         self.teachers = Teachers(
             [teacher] if isinstance(teacher, str) else list(teacher),
             made,
@@ -148,7 +164,8 @@ class DistillationModule(LMModule):
 
     def prepare_data(self) -> None:
         """Let the teachers write down what they say, where that is asked for; once per node."""
-        if self.hparams["cache"] and self.trainer.state.fn == TrainerFn.FITTING:
+        written = self.hparams["cache"] or self.hparams["sequence_level"]
+        if written and self.trainer.state.fn == TrainerFn.FITTING:
             self._meet(required=True)
             self.teachers.to(self.trainer.strategy.root_device)
             self.teachers.prepare(self.task_module, getattr(self.trainer, "datamodule", None))
@@ -158,18 +175,7 @@ class DistillationModule(LMModule):
         if hasattr(self, "network"):
             return
         task = self.task_module
-        if hasattr(task, "network"):
-            del task.network
-        task._trainer, task.tokenizer = self._trainer, self.tokenizer or task.tokenizer
-        task.hparams.update({name: self.hparams[name] for name in ("model", "pretrained")})
-        task.configure_model()
-        self.base = task.base
-        if (layers := self.hparams["student_layers"]) is not None:
-            keep_layers(task.network, layers_to_keep(task.network, layers))
-            if "fresh" in task.base:
-                loaded = set(task.network.state_dict()) - set(task.base["fresh"])
-                self.base = task.base | describe_base(task.network, loaded)
-        self.network, self.tokenizer = task.network, task.tokenizer
+        build_student(self, task, self.hparams["student_layers"])
         self.metrics = task.metrics = make_metrics(self)
         if self.teachers.look(task, ask_hub=self._trainer is not None):
             self.projections = self._terms.lay_out(self.network, self.teachers)
@@ -182,15 +188,17 @@ class DistillationModule(LMModule):
         super().setup(stage)
         show_maps(self.network, self._terms.places)
         self.teachers.attend()
-        if self.teachers.there and self.hparams["cache"] and stage == "fit":
-            self.teachers.open(getattr(self.trainer, "datamodule", None))
+        if stage == "fit":
+            self.teachers.open(self.task_module, getattr(self.trainer, "datamodule", None))
+        if stage == "fit" and self.hparams["on_policy"]:
+            check_writes(self.task_module)
 
     def _meet(self, required: bool) -> None:
         self.configure_model()
         self.task_module._trainer = self._trainer
         task = self.task_module
         if not self.teachers.shapes and self.teachers.look(task, ask_hub=True):
-            self.projections.update(self._terms.lay_out(self.network, self.teachers))
+            self.projections = self._terms.lay_out(self.network, self.teachers)
         self.teachers.find(task, required)
         if self.teachers.there:
             self.report = DistillationReport(task)
@@ -209,7 +217,12 @@ class DistillationModule(LMModule):
 
     def prepare(self, batch: Batch) -> Batch:
         """Add what the student needs, and what the teachers say of the batch."""
-        batch = self.task_module.prepare(batch)
+        task, share = self.task_module, self.hparams["on_policy"]
+        batch = task.prepare(batch)
+        if self.training and self.teachers.texts is not None:
+            batch = self.teachers.texts.replace(batch)
+        elif self.training and takes_turn(share, self.seed or 0, self.global_step):
+            batch = with_own_words(task, batch, self.hparams["prompt_share"])
         for number, said in enumerate(self.teachers.read(batch, self.training)):
             batch = attach(batch, number, said)
         return batch

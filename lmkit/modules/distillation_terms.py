@@ -26,7 +26,6 @@ from ..functional.distillation_teachers import (
     teacher_is_right,
 )
 from ..functional.distillation_top_k import top_k_divergence
-from ..functional.layer_map import spread_layers
 from ..types import Batch, StepOutput
 from .captures import Captures, Place, depth_of, stack_of, width_of
 from .distillation_losses import DistillationLoss, LogitLoss
@@ -34,12 +33,13 @@ from .feature_losses import FeatureLoss, HiddenLoss, Pairs
 from .optimizer import planned_steps
 from .scores import Scores
 from .teacher_view import Said, said_of
+from .written_targets import OWN_WORDS
 
 if TYPE_CHECKING:
     from .distillation import DistillationModule
     from .teachers import Teachers
 
-__all__ = ["HardLoss", "Terms", "layers_to_keep", "mixture", "restore_projections"]
+__all__ = ["HardLoss", "Terms", "mixture", "restore_projections"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ class Terms:
         share = output.items.to(items) / items.clamp(min=1)
         # Also with the weight 0, so that each weight of the network has a gradient on each rank.
         hard = output.loss * share
-        total = hard * self.own.weight_at(progress)
+        total = hard * (0.0 if OWN_WORDS in batch else self.own.weight_at(progress))
         logs = {**output.logs, "distillation/loss_hard": hard}
         said = self._said(scores, batch, module.teachers)
         for number, loss in enumerate(self.losses):
@@ -230,29 +230,6 @@ def mixture(scores: Scores, said: Sequence[Said], weights: Any, temperature: flo
         return mix_values(logits, how)
     mix = mix_teachers if scores.kind == "classes" else mix_binary_teachers
     return mix(logits, how, temperature)
-
-
-def layers_to_keep(network: PreTrainedModel, layers: Any) -> Any:
-    """Turn how many layers to keep into which.
-
-    Args:
-        network: as it was built.
-        layers: how many, a list of which, or a dictionary of either by stack.
-    """
-    if isinstance(layers, int):
-        stacks = ("encoder", "decoder") if network.config.is_encoder_decoder else ("",)
-        named: Mapping[str, Any] = dict.fromkeys(stacks, layers)
-    elif isinstance(layers, Mapping):
-        named = layers
-    else:
-        return list(layers)
-    made = {
-        stack: spread_layers(chosen, depth_of(network, stack))
-        if isinstance(chosen, int)
-        else list(chosen)
-        for stack, chosen in named.items()
-    }
-    return made.get("", made)
 
 
 def restore_projections(projections: nn.ModuleDict, state: Mapping[str, Tensor]) -> None:

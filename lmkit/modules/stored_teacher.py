@@ -26,6 +26,7 @@ from .teacher import Teacher
 from .teacher_store import TeacherStore, store_folder
 
 if TYPE_CHECKING:
+    from .teacher_texts import TeacherTexts
     from .teachers import TeacherOptions
 
 __all__ = ["StoredTeacher", "cache_of", "passing_over", "store_key", "write_teacher"]
@@ -63,9 +64,8 @@ class StoredTeacher:
             HalfWrittenError: it is not whole.
         """
         key = _key(teacher, datamodule, split, places, options)
-        return cls(
-            TeacherStore.open(store_folder(cache_of(datamodule, options.cache_dir), key), key)
-        )
+        folder = store_folder(cache_of(datamodule, options.cache_dir), key)
+        return cls(TeacherStore.open(folder, key))
 
     def read(self, batch: Batch) -> dict[str, Tensor]:
         """Return what the teacher said of a batch: items and tokens that count, end to end."""
@@ -86,6 +86,7 @@ def write_teacher(
     split: str,
     places: Sequence[Place],
     options: TeacherOptions,
+    texts: TeacherTexts | None = None,
 ) -> StoredTeacher:
     """Let a teacher go over all rows of a split, and write down what it says.
 
@@ -98,6 +99,7 @@ def write_teacher(
         split: `"train"` or `"val"`.
         places: what to keep of its inside, beside its logits.
         options: precision, and how many of the logits.
+        texts: what it wrote in place of the targets.
 
     Raises:
         ValueError: the rows are not the same in each epoch, or attention maps are to be kept.
@@ -119,6 +121,7 @@ def write_teacher(
         for batch in passing_over(datamodule, split, writer, f"{split} rows to {teacher.name}"):
             moved = {name: tensor.to(teacher.module.device) for name, tensor in batch.items()}
             prepared = task.prepare(moved)
+            prepared = prepared if texts is None else texts.replace(prepared)
             scores, kept = teacher.run(prepared, places)
             writer.write(*_fields(batch, scores, kept, options))
         store = writer.finish()
@@ -203,8 +206,10 @@ def _key(
     places: Sequence[Place],
     options: TeacherOptions,
 ) -> dict[str, Any]:
+    written = options.prompt_share if options.sequence_level and split == "train" else None
     return {
         **store_key(teacher, datamodule, split),
+        "written": written,
         "precision of the teacher": options.precision,
         "inside": sorted(map(str, places)),
         "precision": options.cache_precision,

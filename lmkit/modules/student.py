@@ -7,9 +7,15 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from .base import LMModule
+from transformers import PreTrainedModel
 
-__all__ = ["student_from_spec", "student_to_spec"]
+from ..functional.layer_map import spread_layers
+from ..surgery.layers import keep_layers
+from .base import LMModule
+from .captures import depth_of
+from .frozen_base import describe_base
+
+__all__ = ["build_student", "student_from_spec", "student_to_spec"]
 
 _PACKAGE = __package__ or ""
 
@@ -65,3 +71,48 @@ def student_from_spec(spec: Mapping[str, Any]) -> LMModule:
     if made.task_module is not made:
         raise ValueError(f"the student must be a task module itself, got a {name}")
     return made
+
+
+def build_student(module: LMModule, task: LMModule, layers: Any) -> None:
+    """Build the network of a student, cut it down, and share it with the module that trains it.
+
+    Args:
+        module: trains the student; gets `network`, `base` and `tokenizer`.
+        task: the student.
+        layers: which of its model's layers to keep, or how many; `None` for all.
+    """
+    if hasattr(task, "network"):
+        del task.network
+    task._trainer, task.tokenizer = module._trainer, module.tokenizer or task.tokenizer
+    task.hparams.update({name: module.hparams[name] for name in ("model", "pretrained")})
+    task.configure_model()
+    module.base = task.base
+    if layers is not None:
+        keep_layers(task.network, _layers_to_keep(task.network, layers))
+        if "fresh" in task.base:
+            loaded = set(task.network.state_dict()) - set(task.base["fresh"])
+            module.base = task.base | describe_base(task.network, loaded)
+    module.network, module.tokenizer = task.network, task.tokenizer
+
+
+def _layers_to_keep(network: PreTrainedModel, layers: Any) -> Any:
+    """Turn how many layers to keep into which.
+
+    Args:
+        network: as it was built.
+        layers: how many, a list of which, or a dictionary of either by stack.
+    """
+    if isinstance(layers, int):
+        stacks = ("encoder", "decoder") if network.config.is_encoder_decoder else ("",)
+        named: Mapping[str, Any] = dict.fromkeys(stacks, layers)
+    elif isinstance(layers, Mapping):
+        named = layers
+    else:
+        return list(layers)
+    made = {
+        stack: spread_layers(chosen, depth_of(network, stack))
+        if isinstance(chosen, int)
+        else list(chosen)
+        for stack, chosen in named.items()
+    }
+    return made.get("", made)

@@ -18,6 +18,7 @@ from .captures import Place
 from .distillation_losses import DistillationLoss, LogitLoss
 from .stored_teacher import StoredTeacher, write_teacher
 from .teacher import Teacher, TeacherFacts, TeacherShape, teacher_facts, teacher_shape
+from .teacher_texts import TeacherTexts
 from .teacher_view import Alignment, align
 
 __all__ = ["TeacherOptions", "Teachers"]
@@ -33,6 +34,8 @@ class TeacherOptions(NamedTuple):
     cache_precision: Literal["fp16", "fp32"] = "fp16"
     cache_top_k: int | None = None
     cache_dir: str | None = None
+    sequence_level: bool = False
+    prompt_share: float = 0.5
 
 
 class Teachers:
@@ -66,6 +69,8 @@ class Teachers:
         self.uses_logits = any(isinstance(loss, LogitLoss) for loss in losses)
         self._live: list[Teacher] = []
         self._stored: dict[str, list[StoredTeacher]] = {}
+        #: What the teacher writes in place of the targets, if it does.
+        self.texts: TeacherTexts | None = None
         if not names or not all(isinstance(name, str) and name for name in names):
             raise ValueError(
                 f"teacher must name a checkpoint, a folder or a hub model, or several, got {names}"
@@ -89,6 +94,10 @@ class Teachers:
             raise ValueError(f"cache_top_k must be at least 1, got {options.cache_top_k}")
         if options.cache_top_k is not None and not options.cache:
             raise ValueError("cache_top_k is of a cache: set cache too")
+        if options.sequence_level and len(names) > 1:
+            raise ValueError("sequence_level is for one teacher, who writes the targets")
+        if not 0.0 < options.prompt_share < 1.0:
+            raise ValueError(f"prompt_share must lie in (0, 1), got {options.prompt_share}")
 
     @property
     def there(self) -> bool:
@@ -132,17 +141,23 @@ class Teachers:
         self._check(task)
 
     def prepare(self, task: LMModule, datamodule: Any) -> None:
-        """Write down what the teachers say of the rows of training and validation."""
-        self._stored = {
-            split: [
-                write_teacher(teacher, task, datamodule, split, self._fields(number), self.options)
-                for number, teacher in enumerate(self._live)
-            ]
-            for split in self._splits(datamodule)
-        }
+        """Write down what the teachers write and say of the rows of training and validation."""
+        if self.options.sequence_level:
+            self._texts_of(task, datamodule).write(self._live[0])
+        if not self.options.cache:
+            return
+        for split in self._splits(datamodule):
+            texts = self.texts if split == "train" else None
+            for number, teacher in enumerate(self._live):
+                how = self._fields(number), self.options, texts
+                write_teacher(teacher, task, datamodule, split, *how)
 
-    def open(self, datamodule: Any) -> None:
-        """Open what was written down, and let go of the teachers."""
+    def open(self, task: LMModule, datamodule: Any) -> None:
+        """Open what was written down, and let go of the teachers that are not needed any more."""
+        if self.options.sequence_level:
+            self._texts_of(task, datamodule).open(self._live[0])
+        if not self.options.cache:
+            return
         self._stored = {
             split: [
                 StoredTeacher.open(teacher, datamodule, split, self._fields(number), self.options)
@@ -196,7 +211,16 @@ class Teachers:
             stored = self._stored.get("train" if training else "val", [])
             return [teacher.read(batch) for teacher in stored]
         places: list[Collection[Place]] = [each if training else () for each in self.places]
-        return [t.read(batch, there) for t, there in zip(self._live, places, strict=False)]
+        return [
+            teacher.read(batch, there) if there or self.uses_logits or not training else {}
+            for teacher, there in zip(self._live, places, strict=False)
+        ]
+
+    def _texts_of(self, task: LMModule, datamodule: Any) -> TeacherTexts:
+        share, folder = self.options.prompt_share, self.options.cache_dir
+        self._splits(datamodule)
+        self.texts = TeacherTexts(task, datamodule, share, folder)
+        return self.texts
 
     def _fields(self, number: int) -> list[Place]:
         return list(dict.fromkeys(self.places[number]))

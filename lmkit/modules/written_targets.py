@@ -9,11 +9,25 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..functional import mix, uniform
 from ..types import IGNORE_INDEX, Batch
 from .base import LMModule
 from .generation import evaluating
 
-__all__ = ["check_writes", "targets_of", "with_targets", "write_targets"]
+__all__ = [
+    "OWN_WORDS",
+    "check_writes",
+    "takes_turn",
+    "with_own_words",
+    "with_targets",
+    "write_targets",
+]
+
+#: In a batch, that the student has written the targets, which then are none to be learned.
+OWN_WORDS = "own_words"
+
+# The turns' own stream of random numbers.
+_TURNS = 0x27D4EB2F
 
 
 def check_writes(module: LMModule) -> None:
@@ -28,6 +42,24 @@ def check_writes(module: LMModule) -> None:
             f"{type(module).__name__} writes no text: sequence_level and on_policy are for "
             "CausalLMModule and for encoder-decoders"
         )
+
+
+def takes_turn(share: float, seed: int, step: int) -> bool:
+    """Whether the student writes the targets of a step; the same for each batch and rank of it.
+
+    Args:
+        share: of the steps, in `[0, 1]`.
+        seed: of the run.
+        step: number of the optimizer step.
+    """
+    return share > 0 and float(uniform(torch.tensor([mix(_TURNS, seed, step)]), 1)) < share
+
+
+def with_own_words(module: LMModule, batch: Batch, prompt_share: float) -> Batch:
+    """Return a batch with targets that the student draws: none to be learned, but to be judged."""
+    written = write_targets(module, batch, prompt_share, draw=True)
+    mark = torch.ones(1, device=batch["input_ids"].device)
+    return {**with_targets(module, batch, written, prompt_share), OWN_WORDS: mark}
 
 
 @torch.no_grad()
@@ -113,12 +145,6 @@ def with_targets(
         "attention_mask": _padded(mask, 0),
     }
     return {**_without_positions(batch), **{name: t.to(device) for name, t in made.items()}}
-
-
-def targets_of(batch: Batch) -> list[list[int]]:
-    """Return the labels of each row."""
-    labels = batch["labels"]
-    return [row[row != IGNORE_INDEX].tolist() for row in labels]
 
 
 def _prompts(module: LMModule, batch: Batch, share: float) -> tuple[dict[str, Tensor], int]:
