@@ -1,0 +1,139 @@
+"""The rows of a batch of examples as a store keeps them: end to end, and of one type."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from .teacher_store import Field
+
+__all__ = ["Runs", "as_array", "check_fields", "runs_of", "to_float16", "words_of"]
+
+
+class Runs(NamedTuple):
+    """The runs of a batch of examples, laid end to end.
+
+    Attributes:
+        values: `[total, *shape]`, on any device.
+        counts: rows of each example's run, int64 `[B]`, with the sum `total`.
+    """
+
+    values: NDArray[Any] | Tensor
+    counts: ArrayLike | Tensor
+
+
+def to_float16(values: Tensor) -> Tensor:
+    r"""Return numbers as float16, on their device.
+
+    What lies beyond its range, $\pm 65504$, becomes the end of the range, infinity too; but
+    $-\infty$, the logit of what cannot be, stays as it is, and so does NaN.
+
+    Args:
+        values: of any shape.
+
+    Example:
+        >>> to_float16(torch.tensor([1e6, -1e6, float("inf"), -float("inf"), 0.5])).tolist()
+        [65504.0, -65504.0, 65504.0, -inf, 0.5]
+    """
+    # Clipped when they are float16: bfloat16 has no 65504, and would go up to 65536.
+    clipped = values.half().clamp(-65504.0, 65504.0)
+    return clipped.masked_fill_(values == -torch.inf, -torch.inf)
+
+
+def runs_of(
+    name: str, given: Any, real: NDArray[np.bool_], dtype: np.dtype[Any] | None
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the rows of a field end to end, without those of fillers.
+
+    Args:
+        name: of the field.
+        given: `Runs`, or for each example `[rows, *shape]`, or all in one, `[B, rows, *shape]`.
+        real: which examples are none of the fillers, bool `[B]`.
+        dtype: to keep the numbers in; as they come by default.
+
+    Returns:
+        The rows, `[total, *shape]`, and how many each example has, int64 `[examples]`.
+
+    Raises:
+        ValueError: the rows are not of one shape, not of `B` examples, or do not fit `dtype`.
+    """
+    if isinstance(given, Tensor | np.ndarray):
+        given = given if given.ndim > 1 else given[:, np.newaxis]
+        examples, rows, *shape = given.shape
+        given = Runs(given.reshape(examples * rows, *shape), np.full(examples, rows))
+    elif not isinstance(given, Runs):
+        each = [np.atleast_1d(as_array(rows)) for rows in given]
+        if len({rows.shape[1:] for rows in each}) != 1:
+            raise ValueError(
+                f"{name} must have rows of one shape for {len(real)} examples, got "
+                f"{sorted({rows.shape[1:] for rows in each})}"
+            )
+        given = Runs(np.concatenate(each), [len(rows) for rows in each])
+    values, counts = as_array(given.values, dtype), np.asarray(as_array(given.counts), np.int64)
+    if counts.shape != real.shape or counts.min(initial=0) < 0 or counts.sum() != len(values):
+        raise ValueError(
+            f"{name} must have counts of {len(real)} examples, {len(values)} rows together, got "
+            f"{counts.tolist()}"
+        )
+    if not real.all():
+        values, counts = values[real.repeat(counts)], counts[real]
+    return values, counts
+
+
+def as_array(values: ArrayLike | Tensor, dtype: np.dtype[Any] | None = None) -> NDArray[Any]:
+    """Return numbers as an array of a type, or of their own; bfloat16 as float32.
+
+    Raises:
+        ValueError: they do not fit an integer `dtype`.
+    """
+    if dtype == np.float16:  # on its device: half as many bytes leave it
+        values = to_float16(_tensor(values))
+    elif isinstance(values, Tensor) and values.dtype == torch.bfloat16:  # numpy does not know it
+        values = values.float()
+    given = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if dtype is None or given.dtype == dtype:
+        return given
+    made = given.astype(dtype)
+    if dtype.kind in "iu" and not np.array_equal(made, given):
+        raise ValueError(
+            f"numbers from {given.min()} to {given.max()} do not fit {dtype}; pass other dtypes"
+        )
+    return made
+
+
+def check_fields(fields: Mapping[str, Field], wanted: Collection[str]) -> None:
+    """Check that fields can be kept.
+
+    Args:
+        fields: by name, what their rows are.
+        wanted: names that must be among them.
+
+    Raises:
+        ValueError: a name or a type is none, or a field lacks.
+    """
+    for name, field in fields.items():
+        if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+            raise ValueError(f"a field must be named by letters and digits, got {name!r}")
+        if field.dtype.kind not in "fiub" or 0 in field.shape:
+            raise ValueError(f"rows of numbers are kept, got {words_of({name: field})}")
+    if not fields or {*wanted} - {*fields}:
+        raise ValueError(
+            f"fields must be those of dtypes, {sorted(wanted)}, or more, got {sorted(fields)}"
+        )
+
+
+def words_of(fields: Mapping[str, Field]) -> str:
+    """Return what the rows of fields are, in words."""
+    return ", ".join(f"{n} ({f.dtype} {list(f.shape)})" for n, f in fields.items())
+
+
+def _tensor(values: ArrayLike | Tensor) -> Tensor:
+    if isinstance(values, Tensor):
+        return values
+    return torch.from_numpy(np.require(values, requirements=["C", "W"]))
