@@ -1,0 +1,310 @@
+"""Distillation: a student of 3 of the teacher's 6 layers, with and without its teacher.
+
+The MiniLM encoder is fine-tuned on TREC-6, SUBJ, small-fine-foods or WNUT-17: the teacher. The
+students have layers 0, 2 and 5 (`--layers`) of it, with its embeddings and its head, and train for
+equal steps: `hard` on the labels alone, the others on the teacher too. `plain` starts from the
+layers of the plain encoder, and `random` from none, both with logits. Accuracy is of the test set
+(entity F1 for WNUT-17), retention a share of the teacher's.
+
+`--task speed` compares CPU seconds: student and teacher at 32 rows of 128 tokens; an epoch of the
+student alone, with a live teacher and with a cached one; and a plain PyTorch loop that runs the
+teacher in each step, as most scripts do.
+
+    python benchmarks/distillation.py --task trec --seeds 0 1 2 --json trec.json
+    python benchmarks/distillation.py --task speed --json speed.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import seed_everything
+from measure import Clock, arguments, encoder_folder, write_json
+from sequence_classification import rows_of, write_rows
+
+#: Epochs of teacher and student, and their peak learning rates.
+TASKS = {
+    "trec": (4, 10, 2e-4, 3e-4),
+    "subj": (2, 5, 1e-4, 3e-4),
+    "foods": (3, 6, 1e-4, 3e-4),
+    "wnut": (5, 10, 2e-4, 3e-4),
+}
+LOGITS = {"class_path": "LogitLoss", "init_args": {"weight": 0.5, "temperature": 2.0}}
+HIDDEN = {"class_path": "HiddenLoss", "init_args": {"weight": 1.0}}
+RELATIONS = {"class_path": "RelationLoss", "init_args": {"weight": 1.0}}
+#: Losses and weight of the labels.
+WAYS: dict[str, tuple[list[dict[str, Any]], float]] = {
+    "hard": ([], 1.0),
+    "logits": ([LOGITS], 0.5),
+    "hidden": ([HIDDEN], 1.0),
+    "relations": ([RELATIONS], 1.0),
+    "logits+hidden": ([LOGITS, HIDDEN], 0.5),
+    "logits+relations": ([LOGITS, RELATIONS], 0.5),
+    "all": ([LOGITS, HIDDEN, RELATIONS], 0.5),
+    "plain": ([LOGITS], 0.5),
+    "random": ([LOGITS], 0.5),
+}
+
+
+def data_of(options: argparse.Namespace, folder: Path, seed: int, model: str) -> Any:
+    """Make the data module of the task."""
+    if options.task == "wnut":
+        from measure import data_folder
+        from token_classification import FILES
+
+        from lmkit.datamodules import TokenClassificationDataModule
+
+        return TokenClassificationDataModule(
+            train_file=str(data_folder() / FILES["ner"][0]),
+            val_fraction=0,
+            tokenizer=model,
+            batch_size=options.rows,
+            seed=seed,
+            cache_dir=str(folder / "cache"),
+        )
+    from lmkit.datamodules import SequenceClassificationDataModule
+
+    train, test = rows_of(options.task)
+    return SequenceClassificationDataModule(
+        train_file=write_rows(folder / "train.csv", train),
+        test_file=write_rows(folder / "test.csv", test),
+        val_fraction=0,
+        tokenizer=model,
+        max_length=128,
+        batch_size=options.rows,
+        eval_batch_size=64,
+        seed=seed,
+        cache_dir=str(folder / "cache"),
+    )
+
+
+def task_module(options: argparse.Namespace, model: Any, rate: float, **more: Any) -> Any:
+    """Make the module of the task."""
+    from lmkit.modules import SequenceClassificationModule, TokenClassificationModule
+
+    cls = TokenClassificationModule if options.task == "wnut" else SequenceClassificationModule
+    return cls(model, learning_rate=rate, warmup=0.1, **more)
+
+
+def fit(module: Any, data: Any, folder: Path, **length: Any) -> tuple[Any, Clock]:
+    """Train a module; returns the Trainer and the clock."""
+    from lmkit import Trainer
+
+    clock = Clock()
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=[clock.of_lightning()],
+        default_root_dir=str(folder),
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        gradient_clip_val=1.0,
+        **length,
+    )
+    trainer.fit(module, data)
+    return trainer, clock
+
+
+def score_of(options: argparse.Namespace, trainer: Any, module: Any, data: Any) -> float:
+    """Return accuracy or F1 on the test set."""
+    if options.task != "wnut":
+        return float(trainer.test(module, data, verbose=False)[0]["test/accuracy"])
+    from token_classification import read, score, tagged
+
+    test = read("ner", 1)
+    return float(score("ner", test.tags, tagged(module, test.words)))
+
+
+def teach(options: argparse.Namespace, folder: Path, seed: int) -> tuple[str, float]:
+    """Fine-tune the teacher, and return its folder and score."""
+    import lmkit
+
+    epochs, _, rate, _ = TASKS[options.task]
+    seed_everything(seed)
+    start = encoder_folder()
+    module, data = task_module(options, start, rate), data_of(options, folder, seed, start)
+    trainer, _ = fit(module, data, folder, **length_of(options, epochs))
+    score = score_of(options, trainer, module, data)
+    lmkit.export(module, folder / "teacher", overwrite=True)
+    return str(folder / "teacher"), score
+
+
+def length_of(options: argparse.Namespace, epochs: int) -> dict[str, int]:
+    """Return how long a run is."""
+    if options.steps > 0:
+        return {"max_steps": options.steps}
+    return {"max_epochs": epochs}
+
+
+def learn(
+    options: argparse.Namespace, folder: Path, seed: int, teacher: str, way: str
+) -> dict[str, float]:
+    """Train a student one way."""
+    from lmkit.modules import DistillationModule
+
+    _, epochs, _, rate = TASKS[options.task]
+    epochs, rate = options.epochs or epochs, options.learning_rate or rate
+    seed_everything(seed)
+    losses, hard = WAYS[way]
+    start = encoder_folder() if way == "plain" else teacher
+    module = DistillationModule(
+        task_module(options, start, rate, pretrained=way != "random"),
+        teacher,
+        losses=losses,
+        hard_weight=hard,
+        student_layers=options.layers,
+        cache=bool(losses),
+    )
+    data = data_of(options, folder, seed, teacher)
+    trainer, clock = fit(module, data, folder, **length_of(options, epochs))
+    score = score_of(options, trainer, module.task_module if way else module, data)
+    return {"score": score, "cpu_s": clock.seconds}
+
+
+def quality(options: argparse.Namespace) -> dict[str, Any]:
+    """Train teacher and students for each seed."""
+    found: dict[str, list[float]] = {}
+    for seed in options.seeds:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            teacher, score = teach(options, folder, seed)
+            found.setdefault("teacher", []).append(score)
+            print({"seed": seed, "teacher": score}, flush=True)
+            for way in options.ways:
+                said = learn(options, folder, seed, teacher, way)
+                found.setdefault(way, []).append(said["score"])
+                print({"seed": seed, way: said}, flush=True)
+    best = statistics.mean(found["teacher"])
+    return {
+        way: {
+            "scores": scores,
+            "mean": statistics.mean(scores),
+            "retention": statistics.mean(scores) / best,
+        }
+        for way, scores in found.items()
+    }
+
+
+def naive_epoch(student: Any, teacher: Any, data: Any, steps: int) -> float:
+    """Train as a plain script does: live teacher, padded batches, float32; CPU seconds."""
+    from torch.nn.functional import kl_div, log_softmax, softmax
+
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
+    student.train()
+    teacher.eval()
+    loader = iter(data.train_dataloader())
+    began = time.process_time()
+    for _ in range(steps):
+        batch = next(loader)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            target = softmax(teacher(**inputs).logits / 2, -1)
+        output = student(**inputs, labels=batch["labels"])
+        soft = kl_div(log_softmax(output.logits / 2, -1), target, reduction="batchmean") * 4
+        (0.5 * output.loss + 0.5 * soft).backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return time.process_time() - began
+
+
+def speed(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare the costs, by turns."""
+    from transformers import AutoModelForSequenceClassification
+
+    from lmkit.modules import DistillationModule
+
+    options.task = "subj"
+    rounds: dict[str, list[float]] = {}
+
+    def clocked(name: str, run: Callable[[], Any]) -> None:
+        began = time.process_time()
+        run()
+        rounds.setdefault(name, []).append(time.process_time() - began)
+
+    with tempfile.TemporaryDirectory() as place:
+        folder, steps = Path(place), options.steps if options.steps > 0 else 40
+        options.steps = steps
+        teacher, _ = teach(options, folder, 0)
+
+        def student(losses: list[Any], cache: bool) -> Any:
+            return DistillationModule(
+                task_module(options, teacher, 1e-4),
+                teacher,
+                losses=losses,
+                student_layers=options.layers,
+                cache=cache,
+            )
+
+        ids = torch.randint(1000, 30000, (32, 128))
+        mask = torch.ones_like(ids)
+        large = AutoModelForSequenceClassification.from_pretrained(teacher).eval()
+        small = student([], False)
+        small.configure_model()
+        few = small.network.eval()
+        for number in range(options.rounds):
+            with torch.no_grad():
+                clocked("teacher forward", lambda: large(input_ids=ids, attention_mask=mask))
+                clocked("student forward", lambda: few(input_ids=ids, attention_mask=mask))
+            for name, losses, cache in (
+                ("student alone", [], False),
+                ("live teacher", [LOGITS], False),
+                ("cached teacher", [LOGITS], True),
+                ("cached teacher, hidden", [LOGITS, HIDDEN], True),
+            ):
+                seed_everything(number)
+                module = student(losses, cache)
+                if not losses:
+                    module = module.task_module
+                    module = task_module(options, teacher, 1e-4)
+                    module = DistillationModule(
+                        module, teacher, losses=[], hard_weight=1.0, student_layers=options.layers
+                    )
+                _, clock = fit(module, data_of(options, folder, 0, teacher), folder, max_steps=steps)
+                rounds.setdefault(name, []).append(clock.seconds)
+            data = data_of(options, folder, 0, teacher)
+            data.setup()
+            plain = student([], False)
+            plain.configure_model()
+            rounds.setdefault("plain loop", []).append(
+                naive_epoch(plain.network, large, data, steps)
+            )
+            print({name: values[-1] for name, values in rounds.items()}, flush=True)
+    middle = {name: statistics.median(values) for name, values in rounds.items()}
+    return {
+        "cpu_s": middle,
+        "speedup": middle["teacher forward"] / middle["student forward"],
+        "cached over alone": middle["cached teacher"] / middle["student alone"],
+        "live over alone": middle["live teacher"] / middle["student alone"],
+        "plain loop over cached": middle["plain loop"] / middle["cached teacher"],
+    }
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = arguments(__doc__)
+    parser.add_argument("--task", choices=[*TASKS, "speed"], default="trec")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--layers", type=int, nargs="+", default=[0, 2, 5])
+    parser.add_argument("--epochs", type=int, help="of the students; by task without it")
+    parser.add_argument("--learning-rate", type=float, help="of the students; by task without it")
+    parser.add_argument("--steps", type=int, default=-1, help="ends each run before its epochs do")
+    parser.add_argument("--rows", type=int, default=16, help="examples to a step")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rounds", type=int, default=3, help="of --task speed")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    figures = speed(options) if options.task == "speed" else quality(options)
+    write_json(options.json, "distillation", options, figures)
+
+
+if __name__ == "__main__":
+    main()
