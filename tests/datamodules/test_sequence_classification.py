@@ -10,8 +10,6 @@ import torch
 from transformers import BertConfig
 
 from lmkit.datamodules import SequenceClassificationDataModule
-from lmkit.datamodules.labelled_texts import LabelledText
-from lmkit.datamodules.sequence_classification import encode_texts
 from lmkit.datamodules.text_rows import BadRows
 from lmkit.modules import SequenceClassificationModule
 from tests import tiny
@@ -507,14 +505,6 @@ def test_a_table_without_classes_to_tell_apart_is_refused(ready):
 def test_arguments_out_of_range_are_refused(ready, options, message):
     with pytest.raises(ValueError, match=message):
         ready(setup=False, **options)
-
-
-def test_cut_texts_are_counted(ready):
-    tokenizer = tiny.tokenizer()
-    examples = [LabelledText(text, None, ("x",), None, "f", 1) for text in tiny.sentences(20)]
-    expected = [len(tokenizer(e.text)["input_ids"]) > 12 for e in examples]
-    found = encode_texts(tokenizer, examples, 12)["truncated"]
-    assert found == expected and any(expected) and not all(expected)
 
 
 def test_a_regression_test_without_values_is_not_tested_on(ready):

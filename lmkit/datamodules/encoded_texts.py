@@ -1,0 +1,44 @@
+"""Texts, or pairs of texts, as the tokens of examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from .labelled_texts import LabelledText
+
+__all__ = ["encode_texts"]
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, examples: list[LabelledText], max_length: int
+) -> dict[str, Any]:
+    """Return `input_ids`, of pairs `token_type_ids`, and which texts were `truncated`.
+
+    Args:
+        tokenizer: puts its special tokens around.
+        examples: of one text or two, all alike.
+        max_length: of the ids; what is longer is cut, of a pair the longer text first.
+    """
+    if not examples:
+        return {"input_ids": [], "truncated": []}
+    pairs = [example.pair for example in examples]
+    is_pair = any(pair is not None for pair in pairs)
+    # transformers warns of what is longer than the model; it is cut here, and counted.
+    encoded = tokenizer(
+        [example.text for example in examples],
+        [pair or "" for pair in pairs] if is_pair else None,
+        truncation=True,
+        max_length=max_length,
+        return_attention_mask=False,
+        return_token_type_ids=is_pair,
+        return_overflowing_tokens=False,
+    )
+    ids = encoded["input_ids"]
+    columns: dict[str, Any] = {"input_ids": ids}
+    if is_pair and "token_type_ids" in encoded and any(map(any, encoded["token_type_ids"])):
+        columns["token_type_ids"] = encoded["token_type_ids"]
+    rows = encoded.encodings
+    columns["truncated"] = [bool(row.overflowing) for row in rows] if rows else [False] * len(ids)
+    return columns
