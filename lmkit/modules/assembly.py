@@ -8,9 +8,8 @@ from ..surgery import to_spec
 from ..surgery.tuning import thaw
 from ..types import Surgery
 from .checkpoint_io import write_atomically
-from .checks import check_tokenizer, warn_of_script
+from .checks import check_data, warn_of_script
 from .frozen_base import decided_settings, describe_base, leaves_out, marks_kept
-from .network import check_fit
 from .speed import set_dropout
 from .step_log import make_metrics
 
@@ -50,11 +49,8 @@ def perform(module: LMModule, surgery: Surgery) -> None:
 def check_run(module: LMModule, stage: str) -> None:
     """Check that the data fit the network, and see to it that checkpoints are written whole."""
     datamodule = getattr(module.trainer, "datamodule", None)
-    tokenizer = getattr(datamodule, "tokenizer", None)
-    check_tokenizer(module.tokenizer, tokenizer)
-    longest = getattr(datamodule, "max_length", None)
-    check_fit(module.network, tokenizer, longest, decided_settings(datamodule))
-    module.tokenizer = tokenizer or module.tokenizer
+    check_data(module, datamodule)
+    module.tokenizer = getattr(datamodule, "tokenizer", None) or module.tokenizer
     module._speed.set_up(module)
     if stage == "fit":
         # A module that was loaded to be used is in eval mode, and Lightning would keep it so.

@@ -17,12 +17,15 @@ from transformers import PreTrainedTokenizerBase
 
 from ..functional.schedule import SCHEDULES
 from ..tokenization import tokenizer_digest
+from .frozen_base import decided_settings
+from .network import check_fit
 
 if TYPE_CHECKING:
     from .base import LMModule
 
 __all__ = [
     "LossGuard",
+    "check_data",
     "check_plain",
     "check_same",
     "check_state",
@@ -107,6 +110,23 @@ def require_tokenizer(module: LMModule) -> PreTrainedTokenizerBase:
             "a data module first, load it from a checkpoint, or set module.tokenizer"
         )
     return module.tokenizer
+
+
+def check_data(module: LMModule, datamodule: Any) -> None:
+    """Check that the data fit the network of a module.
+
+    Args:
+        module: its network is built.
+        datamodule: of the run, or `None`; may have `tokenizer`, `max_length` and
+            `network_settings`.
+
+    Raises:
+        ValueError: they have another tokenizer, longer rows or other classes than the network.
+    """
+    tokenizer = getattr(datamodule, "tokenizer", None)
+    check_tokenizer(module.tokenizer, tokenizer)
+    longest = getattr(datamodule, "max_length", None)
+    check_fit(module.network, tokenizer, longest, decided_settings(datamodule))
 
 
 def check_tokenizer(
