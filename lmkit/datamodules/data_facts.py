@@ -20,6 +20,7 @@ __all__ = ["compare_facts", "describe", "text_facts"]
 # repeat some of the text and miss some.
 _DECISIVE = (
     "train text",
+    "unlabelled text",
     "val_fraction",
     "tokenizer",
     "max_length",

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from .labelled_texts import LabelledText
 
-__all__ = ["encode_texts"]
+__all__ = ["check_pairs", "encode_texts"]
+
+
+def check_pairs(examples: Sequence[LabelledText]) -> None:
+    """Check that texts without a label are pairs where those with one are, and only there.
+
+    Raises:
+        ValueError: they are not; names the first.
+    """
+    kinds = {example.pair is not None for example in examples if not example.is_unlabelled}
+    for example in examples:
+        if example.is_unlabelled and kinds and (example.pair is not None) not in kinds:
+            has, have = ("one text", "two") if example.pair is None else ("two texts", "one")
+            raise ValueError(
+                f"unlabelled_file: {example.file}, line {example.line} has {has}, and the rows "
+                f"with a label have {have}; give rows of the same kind, or say by text_column and "
+                "text_pair_column which columns to read"
+            )
 
 
 def encode_texts(

@@ -52,6 +52,11 @@ class LabelledText(NamedTuple):
     file: str
     line: int
 
+    @property
+    def is_unlabelled(self) -> bool:
+        """Whether it has neither classes nor a value."""
+        return self.labels is None and self.value is None
+
 
 @dataclass(frozen=True)
 class TextColumns:
@@ -96,7 +101,7 @@ def read_labelled_texts(
             )
     chosen: dict[str, _Chosen] = {}
     examples = []
-    for record in source.records(bad) if labelled else _unlabelled(source, bad):
+    for record in source.records(bad) if labelled else _unlabelled(source, columns, bad):
         if record.file not in chosen:
             chosen[record.file] = _choose(record, columns, labelled)
         example = _example(record, chosen[record.file], columns, bad)
@@ -105,8 +110,8 @@ def read_labelled_texts(
     return examples
 
 
-def _unlabelled(source: RecordSource, bad: BadRows) -> Iterator[Record]:
-    """Yield rows to predict on: of a text file without tabs each line is a text."""
+def _unlabelled(source: RecordSource, columns: TextColumns, bad: BadRows) -> Iterator[Record]:
+    """Yield rows without labels: of a text file without tabs each line is a text."""
     if not isinstance(source, FileRecords):
         yield from source.records(bad)
         return
@@ -117,7 +122,7 @@ def _unlabelled(source: RecordSource, bad: BadRows) -> Iterator[Record]:
         if is_plain and "\t" not in next((line for _, line in lines if line.strip()), ""):
             for number, line in numbered_lines(path, source.options.encoding, bad):
                 if line.strip():
-                    yield Record({"text": line.strip()}, str(path), number)
+                    yield Record({columns.text or "text": line.strip()}, str(path), number)
         else:
             yield from FileRecords((path,), source.options).records(bad)
 
@@ -160,6 +165,8 @@ def _choose(record: Record, columns: TextColumns, labelled: bool) -> _Chosen:
         text = choose_column(free, None, _TEXTS, "text_column", place)
     if text is None:
         strings = [name for name in free if isinstance(record.values[name], str)]
+        if len(strings) > 1 and not labelled:
+            strings = [name for name in strings if not _is_label(name, columns)]
         if len(strings) != 1:
             raise ValueError(_unclear("text", place, names))
         text = strings[0]
@@ -170,6 +177,12 @@ def _choose(record: Record, columns: TextColumns, labelled: bool) -> _Chosen:
             text,
         )
     return _Chosen(text, pair, label)
+
+
+def _is_label(name: str, columns: TextColumns) -> bool:
+    """Whether a column would hold the label in rows that have one."""
+    given = columns.label if isinstance(columns.label, tuple) else (columns.label,)
+    return name in given or name.lower() in (*_LABELS, *_PAIR_LABELS)
 
 
 def _unclear(what: str, place: str, names: Sequence[str]) -> str:

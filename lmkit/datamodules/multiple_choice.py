@@ -46,6 +46,8 @@ class MultipleChoiceDataModule(TaskDataModule):
         val_file: files to validate on; without one a part of the training questions is held out.
         test_file: files to test on; without one the validation questions are taken.
         predict_file: questions to answer; labels are not needed.
+        unlabelled_file: questions to train on beside the others without a label: a column of them
+            is not looked at. For techniques that learn from such questions, as distillation does.
         context_column: the column of the context.
         question_column: the column of the question.
         choice_columns: the columns of the choices, in order, or one that holds a list.
@@ -79,6 +81,7 @@ class MultipleChoiceDataModule(TaskDataModule):
         val_file: Files | None = None,
         test_file: Files | None = None,
         predict_file: Files | None = None,
+        unlabelled_file: Files | None = None,
         context_column: str | None = None,
         question_column: str | None = None,
         choice_columns: list[str] | None = None,
@@ -102,6 +105,7 @@ class MultipleChoiceDataModule(TaskDataModule):
             val_file,
             test_file,
             predict_file,
+            unlabelled_file,
             column_names,
             encoding,
             on_bad_row,
@@ -172,6 +176,7 @@ class MultipleChoiceDataModule(TaskDataModule):
             "choice_lengths": lengths,
             "labels": np.array(labels, np.int64),
             "truncated": np.array(cut, np.bool_),
+            "unlabelled": np.array([e.label is None for e in examples], np.bool_),
         }
 
     def collator(self, table: ExampleTable, training: bool) -> Collate:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..tokenization import require_pad_token
 from ..tokenization.question_windows import QuestionWindows
+from ..types import IGNORE_INDEX
 from .batch_plan import BatchPlan
 from .example_table import Columns, ExampleTable
 from .loader import Collate, PlannedLoader
@@ -49,6 +50,8 @@ class QuestionAnsweringDataModule(TaskDataModule):
         val_file: files to validate on; without one a part of the training questions is held out.
         test_file: files to test on; without one the validation questions are taken.
         predict_file: questions to answer; answers are not needed.
+        unlabelled_file: questions to train on beside the others whose answers are not known, nor
+            looked at. For techniques that learn from such questions, as distillation does.
         question_column: the column of the question, in rows; guessed when obvious.
         context_column: the column of the context.
         answers_column: the column of the answers.
@@ -83,6 +86,7 @@ class QuestionAnsweringDataModule(TaskDataModule):
         val_file: Files | None = None,
         test_file: Files | None = None,
         predict_file: Files | None = None,
+        unlabelled_file: Files | None = None,
         question_column: str | None = None,
         context_column: str | None = None,
         answers_column: str | None = None,
@@ -106,6 +110,7 @@ class QuestionAnsweringDataModule(TaskDataModule):
             val_file,
             test_file,
             predict_file,
+            unlabelled_file,
             column_names,
             encoding,
             on_bad_row,
@@ -191,7 +196,8 @@ class QuestionAnsweringDataModule(TaskDataModule):
             if split not in self.files or f"{split}/questions" in self.statistics:
                 continue
             numbers, first = np.unique(table.array("question"), return_index=True)
-            none = sum(table.text("answers", int(row)) == "[]" for row in first)
+            known = first[table.array("start_positions")[first] != IGNORE_INDEX]
+            none = sum(table.text("answers", int(row)) == "[]" for row in known)
             self.statistics[f"{split}/questions"] = len(numbers)
             self.statistics[f"{split}/unanswerable"] = none
 

@@ -37,8 +37,8 @@ def encode_questions(
     the first answer, both at the null token where the window does not hold it whole, -100 where the
     answers are not known; `char_start` and `char_end` of each token in the context, -1 outside;
     `null_positions`, the null token; `question`, its number; `context`, the part of it that the
-    window covers, which begins at the character `context_start`; and `answers`, the right ones as
-    JSON.
+    window covers, which begins at the character `context_start`; `answers`, the right ones as JSON;
+    and `unlabelled`, whether they are not known.
 
     Args:
         questions: a context that several share is tokenized once.
@@ -88,6 +88,7 @@ def encode_questions(
         **laid,
         **{name: np.array(column, np.int64) for name, column in flat.items()},
         **texts,
+        "unlabelled": np.array(flat["start_positions"]) == IGNORE_INDEX,
     }
 
 

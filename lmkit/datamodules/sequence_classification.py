@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..tokenization import require_pad_token
-from .encoded_texts import encode_texts
+from ..types import IGNORE_INDEX
+from .encoded_texts import check_pairs, encode_texts
 from .example_collator import ExampleCollator
 from .example_table import Columns, ExampleTable
 from .label_names import label_number, sorted_labels, warn_of_mixed_labels
@@ -41,6 +42,9 @@ class SequenceClassificationDataModule(TaskDataModule):
         val_file: the validation examples; without, some of each class are held out.
         test_file: the test examples.
         predict_file: texts to predict on, as above, without labels; a `.txt` file has one a line.
+        unlabelled_file: texts to train on beside the others, read as those of `predict_file`: they
+            have no label, and a column of labels is not looked at. For techniques that learn from
+            such texts, as distillation does.
         task: `"single_label"`, `"multi_label"` or `"regression"`.
         text_column: the column of the text.
         text_pair_column: the column of the second text.
@@ -78,6 +82,7 @@ class SequenceClassificationDataModule(TaskDataModule):
         val_file: Files | None = None,
         test_file: Files | None = None,
         predict_file: Files | None = None,
+        unlabelled_file: Files | None = None,
         task: Task = "single_label",
         text_column: str | None = None,
         text_pair_column: str | None = None,
@@ -103,6 +108,7 @@ class SequenceClassificationDataModule(TaskDataModule):
             val_file,
             test_file,
             predict_file,
+            unlabelled_file,
             column_names,
             encoding,
             on_bad_row,
@@ -120,12 +126,18 @@ class SequenceClassificationDataModule(TaskDataModule):
             raise ValueError(f"task must be one of {', '.join(get_args(Task))}, got {task!r}")
         if class_balanced and task != "single_label":
             raise ValueError(f"class_balanced is for task='single_label', got task={task!r}")
+        if class_balanced and unlabelled_file:
+            raise ValueError(
+                "class_balanced=True lets each class come as often as any other, and the texts of "
+                "unlabelled_file have none; leave one of the two out"
+            )
         if isinstance(label_column, list) and task != "multi_label":
             raise ValueError(
                 f"label_column={label_column!r} names several columns, which is for "
                 f"task='multi_label', got task={task!r}"
             )
         self.task: Task = task
+        self.has_classes = task != "regression"
         self.class_balanced = class_balanced
         self.columns = TextColumns(
             text_column,
@@ -201,10 +213,12 @@ class SequenceClassificationDataModule(TaskDataModule):
                 kept.append(example)
                 labels.append(label)
         assert self.tokenizer is not None
+        check_pairs(kept)
         columns = encode_texts(self.tokenizer, kept, self.max_length)
         kind = np.int64 if self.task == "single_label" else np.float32
         shape = (len(kept), len(known)) if self.task == "multi_label" else (len(kept),)
         columns["labels"] = np.asarray(labels, kind).reshape(shape)
+        columns["unlabelled"] = [example.is_unlabelled for example in kept]
         columns["line"] = np.array([example.line for example in kept], np.int64)
         columns["text"] = [example.text for example in kept]
         columns["pair"] = [example.pair or "" for example in kept]
@@ -218,7 +232,7 @@ class SequenceClassificationDataModule(TaskDataModule):
         """Return what makes batches of examples."""
         assert self.tokenizer is not None
         types = {"token_type_ids": 0} if "token_type_ids" in table else {}
-        filler = -100.0 if self.task == "single_label" else float("nan")
+        filler = IGNORE_INDEX if self.task == "single_label" else float("nan")
         return ExampleCollator(
             table, require_pad_token(self.tokenizer), ragged=types, flat={"labels": filler}
         )
@@ -233,14 +247,17 @@ class SequenceClassificationDataModule(TaskDataModule):
     def label_counts(self) -> list[int]:
         """Return how many training examples each class has."""
         labels = self.table("train").array("labels")
+        labels = labels[: len(labels) - self.unlabelled_rows]
         if self.task == "multi_label":
             return [int(count) for count in labels.sum(0)]
         return [int(count) for count in np.bincount(labels, minlength=len(self.labels))]
 
     def _label(self, example: LabelledText, known: dict[str, int], bad: BadRows) -> Any:
-        if example.labels is None and example.value is None:
-            # To be predicted: nothing looks at it.
-            return {"single_label": -100, "regression": 0.0}.get(self.task, [0.0] * len(known))
+        if example.is_unlabelled:
+            none = float("nan")
+            return {"single_label": IGNORE_INDEX, "regression": none}.get(
+                self.task, [none] * len(known)
+            )
         if self.task == "regression":
             return example.value
         where = (known, example.file, example.line, bad)

@@ -25,7 +25,7 @@ from .loader import Collate, PlannedLoader, ResumableLoader
 from .records import RecordOptions, RecordSource
 from .source import expand_files, short_hash
 from .source_resolution import Files, is_plain_source, resolve_sources
-from .task_tables import describe_tables, encode_table, task_tables
+from .task_tables import describe_tables, predict_table, task_tables
 from .task_tokenizer import task_tokenizer
 from .text_rows import BadRows, OnBadRow
 from .trainer_facts import epoch_length, epoch_number, ranks, step_batches
@@ -46,6 +46,8 @@ class TaskDataModule(LightningDataModule):
         max_length: tokens of an example at most, special tokens included.
         seed: of order and draws.
         fingerprint: hash of data, tokenizer and settings.
+        has_classes: whether examples have classes, which the data or the network must name.
+        unlabelled_rows: how many training examples, the last ones, are of `unlabelled_file`.
         statistics: examples, tokens and classes of each split, as plain data.
     """
 
@@ -56,6 +58,7 @@ class TaskDataModule(LightningDataModule):
         val_file: Files | None = None,
         test_file: Files | None = None,
         predict_file: Files | None = None,
+        unlabelled_file: Files | None = None,
         column_names: list[str] | None = None,
         encoding: str = "utf-8",
         on_bad_row: OnBadRow = "error",
@@ -77,9 +80,9 @@ class TaskDataModule(LightningDataModule):
             raise ValueError(f"val_fraction must lie in [0, 1), got {val_fraction}")
         check_positive(batch_size=batch_size, eval_batch_size=eval_batch_size)
         check_positive(examples_per_class=examples_per_class)
-        self.source = source
+        self.source, self.predict_file = source, predict_file
         self.files = {"train": train_file, "val": val_file, "test": test_file}
-        self.predict_file = predict_file
+        self.files["unlabelled"] = unlabelled_file
         names = tuple(column_names) if column_names else None
         self.record_options = RecordOptions(encoding, on_bad_row, names)
         self.val_fraction = val_fraction
@@ -96,7 +99,8 @@ class TaskDataModule(LightningDataModule):
         self.seed = seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.labels: list[str] = []
-        self.fingerprint = ""
+        self.has_classes = False
+        self.fingerprint, self.unlabelled_rows = "", 0
         self.statistics: dict[str, int | float | str] = {}
         self._seed_is_given = seed is not None
         self._tables: dict[str, ExampleTable] = {}
@@ -108,7 +112,7 @@ class TaskDataModule(LightningDataModule):
 
         Args:
             source: its rows.
-            labelled: whether they must have labels; those to predict on have none.
+            labelled: whether they must have labels; if not, labels are not looked at.
             bad: told of each row that is no example; raises or skips it.
         """
 
@@ -116,7 +120,7 @@ class TaskDataModule(LightningDataModule):
     def encode(self, examples: list[Any], bad: BadRows) -> Columns:
         """Return the columns of examples, among them `input_ids`; `tokenizer` and `labels` are set.
 
-        A flat column `truncated` is counted, and not kept.
+        Flat columns `truncated` and `unlabelled` are counted, and not kept.
         """
 
     @abstractmethod
@@ -226,12 +230,8 @@ class TaskDataModule(LightningDataModule):
             self._take(None, None)
             self.labels, _ = network_labels(self.trainer and self.trainer.lightning_module)
         files = expand_files(self.predict_file, "predict_file", self.record_options.endings)
-        bad = BadRows(self.record_options.on_bad_row)
-        examples = self.read(self.record_options.of_files(files), False, bad)
-        bad.report()
-        if not examples:
-            raise ValueError(f"predict_file: there is no row in {files[0]}")
-        self._tables["predict"] = table = encode_table(self, examples, "predict")
+        table = predict_table(self, self.record_options.of_files(files))
+        self._tables["predict"] = table
         batch_size = self.eval_batch_size or self.batch_size
         plan = BatchPlan(len(table), batch_size, *ranks(self.trainer))
         return PlannedLoader(plan, self.collator(table, training=False), self.num_workers)
@@ -286,7 +286,7 @@ class TaskDataModule(LightningDataModule):
         # Only a draw of few examples depends on the seed.
         drawn = self.seed if self.examples_per_class is not None else None
         found = task_tables(self, sources, [facts, drawn], cache)
-        self._tables, self.labels = dict(found.tables), found.labels
+        self._tables, self.unlabelled_rows = dict(found.tables), found.unlabelled_rows
         self._facts = {**facts, "labels": self.labels, "seed": self.seed}
         before, self.fingerprint = self.fingerprint, short_hash(self._facts)
         self.statistics, words = describe_tables(self._tables, self.labels, sources)

@@ -22,7 +22,7 @@ from .text_rows import BadRows
 if TYPE_CHECKING:
     from .task import TaskDataModule
 
-__all__ = ["TaskTables", "describe_tables", "encode_table", "task_tables"]
+__all__ = ["TaskTables", "describe_tables", "encode_table", "predict_table", "task_tables"]
 
 # Part of every key: raise it when examples are read or encoded otherwise.
 _VERSION = 2
@@ -38,6 +38,11 @@ class TaskTables(NamedTuple):
 
     tables: dict[str, ExampleTable]
     labels: list[str]
+
+    @property
+    def unlabelled_rows(self) -> int:
+        """How many examples of the training have no label: its last ones."""
+        return int(self.tables["train"].meta.get("unlabelled", 0)) if "train" in self.tables else 0
 
 
 def task_tables(
@@ -83,15 +88,26 @@ def encode_table(data: TaskDataModule, examples: list[Any], split: str) -> Examp
     bad = BadRows(data.record_options.on_bad_row)
     columns = dict(data.encode(examples, bad))
     bad.report()
-    truncated = columns.pop("truncated", None)
-    meta = {
-        "truncated": 0 if truncated is None else int(sum(map(bool, truncated))),
+    truncated, unlabelled = (columns.pop(name, ()) for name in ("truncated", "unlabelled"))
+    meta: dict[str, Any] = {
+        "truncated": int(sum(map(bool, truncated))),
         "classes": dict(Counter(name for e in examples for name in data.stratum(e) or ())),
     }
+    if any(unlabelled):
+        meta["unlabelled"] = int(sum(map(bool, unlabelled)))
     table = ExampleTable.of(columns, meta)
     if not len(table):
         raise ValueError(f"{split}: there is no example left that could be encoded")
     return table
+
+
+def predict_table(data: TaskDataModule, source: RecordSource) -> ExampleTable:
+    """Read and encode the rows of `predict_file`.
+
+    Raises:
+        ValueError: there is none, or a row is bad; names file and line.
+    """
+    return encode_table(data, _read_unlabelled(data, source, "predict_file"), "predict")
 
 
 def describe_tables(
@@ -110,8 +126,12 @@ def describe_tables(
         for label, count in table.meta["classes"].items():
             statistics[f"{split}/label/{label}"] = count
         cut = table.meta["truncated"]
+        if bare := table.meta.get("unlabelled", 0):
+            statistics[f"{split}/unlabelled"] = bare
         words.append(
-            f"{split} {len(table):,} examples, {int(lengths.sum()):,} tokens"
+            f"{split} {len(table):,} examples"
+            + (f" ({bare:,} of them without a label)" if bare else "")
+            + f", {int(lengths.sum()):,} tokens"
             + (f" ({cut:,} examples longer than max_length cut)" if cut else "")
         )
     shown = ", ".join(labels[:10]) + (" ..." if len(labels) > 10 else "")
@@ -124,6 +144,8 @@ def _make(
 ) -> TaskTables:
     examples: dict[str, list[Any]] = {}
     for split, source in sources.items():
+        if split == "unlabelled":
+            continue
         if split == "test" and _has_no_labels(source):
             rank_zero_info(f"{source.name} has no labels, and is not tested on")
             continue
@@ -142,7 +164,19 @@ def _make(
         examples["train"] = few_of_each(
             examples["train"], data.examples_per_class, data.seed, data.stratum
         )
-    data.labels = align_labels(data.label_names(named), own, trained)
+    # Those to validate on do not tell which classes there are to train.
+    alone = "unlabelled" in sources and "train" not in examples
+    data.labels = align_labels(data.label_names([] if alone else named), own, trained)
+    if alone and data.has_classes and not data.labels:
+        raise ValueError(
+            "unlabelled_file alone does not tell which classes there are, and the network has no "
+            "names for them; pass train_file (--data.train_file=FILE) too, or name them in the "
+            "model's config as id2label"
+        )
+    if "unlabelled" in sources:
+        # Behind the others, whose order and numbers stay as they are.
+        more = _read_unlabelled(data, sources["unlabelled"], "unlabelled_file")
+        examples["train"] = [*examples.get("train", []), *more]
     tables = {split: encode_table(data, rows, split) for split, rows in examples.items()}
     seen = tables["train"].meta["classes"] if "train" in tables else {}
     if seen and (lacking := [name for name in data.labels if name not in seen]):
@@ -151,6 +185,19 @@ def _make(
             "learn it"
         )
     return TaskTables(tables, list(data.labels))
+
+
+def _read_unlabelled(data: TaskDataModule, source: RecordSource, argument: str) -> list[Any]:
+    """Read rows whose labels are not looked at; `argument` names them in errors."""
+    bad = BadRows(data.record_options.on_bad_row)
+    try:
+        examples = data.read(source, False, bad)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from error
+    bad.report()
+    if not examples:
+        raise ValueError(f"{argument}: there is no row in {source.name}")
+    return examples
 
 
 def _has_no_labels(source: RecordSource) -> bool:

@@ -56,6 +56,9 @@ class TokenClassificationDataModule(TaskDataModule):
         test_file: the test sentences.
         predict_file: sentences to predict on: as above without tags, or plain text (`.txt`), a
             sentence a line, which is split into words.
+        unlabelled_file: sentences to train on beside the others, read as those of `predict_file`:
+            they have no tags, and those that there are are not looked at. For techniques that learn
+            from such sentences, as distillation does.
         word_column: the column of the words: in CoNLL its place from 0 (the first) or in CoNLL-U
             its name (`FORM`); in other formats its name (`tokens`, `words`, or `text`).
         tag_column: the column of the tags: the last one, `UPOS`, or `tags`, `ner_tags`, `labels`,
@@ -94,6 +97,7 @@ class TokenClassificationDataModule(TaskDataModule):
         val_file: Files | None = None,
         test_file: Files | None = None,
         predict_file: Files | None = None,
+        unlabelled_file: Files | None = None,
         word_column: Column | None = None,
         tag_column: Column | None = None,
         tag_names: list[str] | None = None,
@@ -116,6 +120,7 @@ class TokenClassificationDataModule(TaskDataModule):
             val_file=val_file,
             test_file=test_file,
             predict_file=predict_file,
+            unlabelled_file=unlabelled_file,
             encoding=encoding,
             on_bad_row=on_bad_row,
             val_fraction=val_fraction,
@@ -133,6 +138,7 @@ class TokenClassificationDataModule(TaskDataModule):
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        self.has_classes = True
         self.word_column = word_column
         self.tag_column = tag_column
         self.tag_names = tag_names
@@ -148,6 +154,8 @@ class TokenClassificationDataModule(TaskDataModule):
 
     def label_names(self, examples: list[TaggedText]) -> list[str]:
         """Return `O`, and B and I of each type, or the tags where they spell no entities."""
+        if not examples:
+            return []
         sentences = [example.tags or [] for example in examples]
         found = {tag for tags in sentences for tag in tags}
         scheme = detect_scheme(sentences) if self.scheme == "auto" else self.scheme
@@ -169,24 +177,24 @@ class TokenClassificationDataModule(TaskDataModule):
         if asked := bool(examples) and examples[0].tags is None:
             self._asked = examples
         known = {name: number for number, name in enumerate(self.labels)}
-        tags = [[] if asked else self._numbers(example, known, bad) for example in examples]
+        tags = [self._numbers(example, known, bad) for example in examples]
         kept = [(e, t) for e, t in zip(examples, tags, strict=True) if t is not None]
         pieced = piece_encoder(self.tokenizer)([example.words for example, _ in kept])
         inner = [known.get(self._inner(name), number) for name, number in known.items()]
-        names = ("input_ids", "labels", "word_starts", "word_labels", "word_places", "truncated")
-        columns: dict[str, list[Any]] = {name: [] for name in names}
+        names = ("input_ids", "labels", "word_starts", "word_labels", "word_places")
+        columns: dict[str, list[Any]] = {name: [] for name in (*names, "truncated", "unlabelled")}
         for (example, numbers), words in zip(kept, pieced, strict=True):
             words, is_cut = layout.limited(words)
             columns["truncated"].append(is_cut)
+            columns["unlabelled"].append(example.tags is None)
             columns["input_ids"].append(layout.row(words.ids.tolist()))
             columns["word_starts"].append(words.starts.tolist())
             columns["word_labels"].append(numbers)
             columns["word_places"].append([place for pair in example.places for place in pair])
-            made = [] if asked else self._piece_labels(words, numbers, inner)
+            made = self._piece_labels(words, numbers, inner)
             before, behind = ([IGNORE_INDEX] * len(a) for a in (layout.prefix, layout.suffix))
             columns["labels"].append([*before, *made, *behind])
-        for name in ("labels", "word_labels") if asked else ("word_places",):
-            del columns[name]
+        del columns["word_labels" if asked else "word_places"]
         return columns
 
     def table(self, split: str) -> ExampleTable:
@@ -246,7 +254,8 @@ class TokenClassificationDataModule(TaskDataModule):
         self, example: TaggedText, known: dict[str, int], bad: BadRows
     ) -> list[int] | None:
         """Return the label of each word, or report the sentence and return `None`."""
-        tags = example.tags or []
+        if (tags := example.tags) is None:
+            return [IGNORE_INDEX] * len(example.words)
         if self._spells_entities:
             for word, tag in enumerate(tags):
                 if fault := _tag_fault(tag, self.scheme):
@@ -271,7 +280,7 @@ class TokenClassificationDataModule(TaskDataModule):
         begins = [(int(s), n) for s, n in zip(words.starts, numbers, strict=True) if s >= 0]
         for place, (start, number) in enumerate(begins):
             labels[start] = number
-            if self.label_pieces == "all":
+            if self.label_pieces == "all" and number != IGNORE_INDEX:
                 end = begins[place + 1][0] if place + 1 < len(begins) else len(labels)
                 labels[start + 1 : end] = [inner[number]] * (end - start - 1)
         return labels

@@ -49,7 +49,7 @@ def perform(module: LMModule, surgery: Surgery) -> None:
 def check_run(module: LMModule, stage: str) -> None:
     """Check that the data fit the network, and see to it that checkpoints are written whole."""
     datamodule = getattr(module.trainer, "datamodule", None)
-    check_data(module, datamodule)
+    check_data(module, datamodule, stage)
     module.tokenizer = getattr(datamodule, "tokenizer", None) or module.tokenizer
     module._speed.set_up(module)
     if stage == "fit":

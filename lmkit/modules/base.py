@@ -60,7 +60,7 @@ class LMModule(LightningModule):
     #: Whether a token of the network sees only those before it.
     is_causal: ClassVar[bool] = False
     #: Whether rows without a label teach it something.
-    uses_unlabelled: ClassVar[bool] = False
+    uses_unlabelled: bool = False
     build = staticmethod(build_network)  # a subclass may make its network otherwise
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None

@@ -112,13 +112,14 @@ def require_tokenizer(module: LMModule) -> PreTrainedTokenizerBase:
     return module.tokenizer
 
 
-def check_data(module: LMModule, datamodule: Any) -> None:
-    """Check that the data fit the network of a module.
+def check_data(module: LMModule, datamodule: Any, stage: str) -> None:
+    """Check that the data fit the network of a module, and warn of rows that it cannot use.
 
     Args:
         module: its network is built.
-        datamodule: of the run, or `None`; may have `tokenizer`, `max_length` and
-            `network_settings`.
+        datamodule: of the run, or `None`; may have `tokenizer`, `max_length`, `network_settings`
+            and `unlabelled_rows`.
+        stage: `"fit"`, `"validate"`, `"test"` or `"predict"`.
 
     Raises:
         ValueError: they have another tokenizer, longer rows or other classes than the network.
@@ -127,6 +128,15 @@ def check_data(module: LMModule, datamodule: Any) -> None:
     check_tokenizer(module.tokenizer, tokenizer)
     longest = getattr(datamodule, "max_length", None)
     check_fit(module.network, tokenizer, longest, decided_settings(datamodule))
+    unlabelled = getattr(datamodule, "unlabelled_rows", 0)
+    # One that is set up inside another does not decide what is learned from.
+    is_trained = stage == "fit" and module.trainer.lightning_module is module
+    if is_trained and unlabelled and not module.uses_unlabelled:
+        rank_zero_warn(
+            f"{unlabelled:,} training examples have no label (unlabelled_file), and "
+            f"{type(module).__name__} learns nothing from them: they only take time. Leave "
+            "unlabelled_file out, or train by a technique that uses it, such as distillation"
+        )
 
 
 def check_tokenizer(

@@ -64,7 +64,7 @@ def class_weights(setting: Any, labels: Sequence[str], counts: Sequence[int]) ->
     if setting is None:
         return None
     if setting == "balanced":
-        if not len(counts):
+        if not any(counts):
             raise ValueError(
                 "class_weights='balanced' needs a data module that counts the labels of the "
                 "training examples; give the weights as a list, or by name"

@@ -5,9 +5,14 @@ import json
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from lmkit.datamodules import CausalLMDataModule, MaskedLMDataModule
+from lmkit.datamodules import (
+    CausalLMDataModule,
+    MaskedLMDataModule,
+    SequenceClassificationDataModule,
+    TokenClassificationDataModule,
+)
 from lmkit.tokenization import train_tokenizer
-from tests.tiny import sentences
+from tests.tiny import sentences, tokenizer_folder
 
 from .small_data import both_objectives, ready
 
@@ -134,3 +139,58 @@ def test_without_training_text_only_training_is_refused(tmp_path, train):
         data.train_dataloader()
     with pytest.raises(ValueError, match="no tokenizer, and none can be trained"):
         ready(CausalLMDataModule, val_file=str(train))
+
+
+@pytest.fixture
+def unlabelled(tmp_path):
+    """Make data whose rows without labels stand in a file of some name and content."""
+    train = {
+        SequenceClassificationDataModule: ("a.csv", "text,label\na fox,x\na dog,y\n"),
+        TokenClassificationDataModule: ("a.conll", "a O\nfox B-X\n"),
+    }
+
+    def make(kind, name, content, **options):
+        for file, text in (train[kind], (name, content)):
+            if text is not None:
+                (tmp_path / file).write_text(text)
+        own = {"tokenizer": tokenizer_folder(tmp_path / "own"), "max_length": 16}
+        files = {"train_file": train[kind][0], "unlabelled_file": name}
+        data = kind(**files, **own, val_fraction=0, **options)
+        data.setup()
+        return data
+
+    return make
+
+
+TEXTS, TAGS = SequenceClassificationDataModule, TokenClassificationDataModule
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content", "message"),
+    [
+        (TEXTS, "m.csv", None, r"unlabelled_file: no file or folder m\.csv"),
+        (TAGS, "m.conll", None, r"unlabelled_file: no file or folder m\.conll"),
+        (TEXTS, "m.csv", "", r"unlabelled_file: m\.csv is empty"),
+        (TEXTS, "m.txt", "", r"unlabelled_file: there is no row in m\.txt"),
+        (TAGS, "m.txt", "\n", r"unlabelled_file: there is no row in m\.txt"),
+        (TEXTS, "m.csv", "text\n", r"unlabelled_file: there is no row in m\.csv"),
+        (TEXTS, "m.csv", "a,b\nc d,e f\n", r"unlabelled_file: m\.csv: which column is the text"),
+        (TEXTS, "m.csv", "text\na fox,x\n", r"unlabelled_file: m\.csv, line 2: 2 fields"),
+        (TAGS, "m.jsonl", '{"body": "a"}', r"unlabelled_file: m\.jsonl, line 1: which column has"),
+        (TEXTS, "m.jsonl", '{"text": "a"', r"unlabelled_file: m\.jsonl, line 1: not valid JSON"),
+    ],
+)
+def test_a_bad_file_of_rows_without_labels_is_named_as_such(
+    unlabelled, kind, name, content, message
+):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        unlabelled(kind, name, content)
+
+
+@pytest.mark.parametrize("kind", [TEXTS, TAGS])
+def test_bad_rows_without_labels_are_skipped_where_that_is_asked_for(unlabelled, kind):
+    content = '{"text": "a fox"}\n{"text": 3}\n{"text": "a dog"}\n'
+    data = unlabelled(kind, "m.jsonl", content, on_bad_row="skip")
+    assert data.unlabelled_rows == 2
+    with pytest.raises(ValueError, match=r"unlabelled_file: m\.jsonl, line 2"):
+        unlabelled(kind, "m.jsonl", content)

@@ -21,6 +21,7 @@ def test_equal_facts_say_nothing():
     ("change", "message"),
     [
         ({"train text": "a2"}, "the train text was changed"),
+        ({"unlabelled text": "a1"}, "the unlabelled text was changed"),
         ({"tokenizer": "c4"}, "the tokenizer was changed"),
         ({"max_length": 64}, "max_length was changed from 128 to 64"),
         ({"seed": 2}, "seed was changed from 1 to 2"),

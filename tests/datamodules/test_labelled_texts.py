@@ -238,3 +238,25 @@ def test_a_text_that_cannot_be_decoded_is_counted_once(tmp_path):
     bad = BadRows("skip")
     assert len(read_labelled_texts(source, TextColumns(), False, bad)) == 1
     assert bad.count == 1
+
+
+def test_a_column_of_labels_is_not_the_text_of_rows_without_labels(read):
+    assert short(read("intent,words\nx,a b\n", labelled=False)) == [("a b", None, None)]
+    table = "mood,words\nx,a b\n"
+    assert short(read(table, labelled=False, label="mood")) == [("a b", None, None)]
+    assert short(read(table, labelled=False, label=("mood", "y"), multi_label=True)) == [
+        ("a b", None, None)
+    ]
+    with pytest.raises(ValueError, match="which column is the text"):
+        read(table, labelled=False)
+    assert short(read("label\na b\n", labelled=False)) == [("a b", None, None)]
+
+
+def test_a_line_of_a_text_file_is_the_text_whatever_its_column_is_called(read):
+    lines = "a b\n\nc d\n"
+    assert short(read(lines, "a.txt", labelled=False, text="question")) == [
+        ("a b", None, None),
+        ("c d", None, None),
+    ]
+    with pytest.raises(ValueError, match="text_pair_column"):
+        read(lines, "a.txt", labelled=False, text="question", pair="answer")

@@ -164,3 +164,16 @@ def test_long_texts_are_cut_and_counted(tmp_path: Path) -> None:
     data.setup()
     assert data.statistics["train/truncated"] == 1
     assert all(torch.tensor(b["input_ids"].shape[2]) <= 16 for b in data.train_dataloader())
+
+
+def test_questions_without_a_label_stand_behind_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "more.jsonl"
+    rows: list[dict[str, Any]] = [{**GOOD, "label": "which?"}, {**GOOD, "choices": ["a", "b", "c"]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = make(tmp_path, [GOOD] * 3, unlabelled_file=str(path))
+    data.setup()
+    assert data.table("train").array("labels").tolist() == [0, 0, 0, -100, -100]
+    assert data.unlabelled_rows == data.statistics["train/unlabelled"] == 2
+    alone = make(tmp_path, train_file=None, unlabelled_file=str(path))
+    alone.setup()
+    assert alone.table("train").array("labels").tolist() == [-100, -100]

@@ -171,3 +171,34 @@ def test_no_context_is_on_both_sides_of_the_hold_out(tmp_path: Path) -> None:
     data.setup()
     counts = [int(data.statistics[f"{split}/questions"]) for split in ("train", "val")]
     assert sum(counts) == 24 and all(count % 2 == 0 for count in counts) and min(counts) > 0
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_questions_whose_answers_are_not_known_stand_behind_the_others(
+    labelled: bool, tmp_path: Path
+) -> None:
+    path = write_questions(tmp_path / "more.json", 5, seed=4, none=2, labelled=labelled)
+    plain, data = make(tmp_path), make(tmp_path, unlabelled_file=str(path))
+    for one in (plain, data):
+        one.setup()
+    before, after = plain.table("train"), data.table("train")
+    count, more = len(before), data.unlabelled_rows
+    assert len(after) == count + more and more >= 5
+    for name in ("start_positions", "end_positions"):
+        assert after.array(name)[:count].tolist() == before.array(name).tolist()
+        assert (after.array(name)[count:] == -100).all()
+    numbers = after.array("question")[count:]
+    assert sorted(set(numbers.tolist())) == list(range(24, 29))
+    assert data.statistics["train/questions"] == 29 and data.statistics["train/unanswerable"] == 0
+    assert data.statistics["train/unlabelled"] == more
+    val = [{n: d.statistics[n] for n in d.statistics if n[:3] == "val"} for d in (plain, data)]
+    assert val[0] == val[1]
+    assert data.fingerprint != plain.fingerprint
+
+
+def test_questions_whose_answers_are_not_known_are_enough(tmp_path: Path) -> None:
+    path = write_questions(tmp_path / "more.json", 5, seed=4)
+    data = make(tmp_path, train_file=None, val_file=None, unlabelled_file=str(path))
+    data.setup()
+    assert len(data.table("train")) == data.unlabelled_rows and not data.has_unanswerable
+    assert data.val_dataloader() == []

@@ -494,6 +494,7 @@ def test_a_table_without_classes_to_tell_apart_is_refused(ready):
     [
         ({"task": "classification"}, "task must be one of single_label, multi_label, regression"),
         ({"task": "multi_label", "class_balanced": True}, "class_balanced is for"),
+        ({"class_balanced": True, "unlabelled_file": "a.txt"}, "texts of unlabelled_file have no"),
         ({"label_column": ["a", "b"]}, "label_column=.* names several columns"),
         ({"max_length": 4}, "max_length must be at least 8, got 4"),
         ({"val_fraction": 1.0}, r"val_fraction must lie in \[0, 1\)"),
@@ -515,6 +516,136 @@ def test_a_regression_test_without_values_is_not_tested_on(ready):
     source = datasets.DatasetDict({"train": split([1.0, 4.5] * 9), "test": split([-1.0] * 4)})
     data = ready(source=source, task="regression")
     assert "test/examples" not in data.statistics and data.statistics["train/examples"] == 16
+
+
+MORE = "text,label\n" + "".join(f"{text},{n}\n" for n, text in enumerate(tiny.sentences(9, 7)))
+
+
+@pytest.fixture
+def more(tmp_path):
+    """Texts with labels that no training text has, to be trained on without them."""
+    (tmp_path / "more.csv").write_text(MORE)
+    return str(tmp_path / "more.csv")
+
+
+@pytest.mark.parametrize("task", ["single_label", "multi_label", "regression"])
+def test_texts_without_a_label_stand_behind_the_others_and_change_none(ready, more, task):
+    table = CSV.replace(",good", ",1").replace(",bad", ",0")
+    if task == "multi_label":
+        table = ("a.tsv", table.replace(",", "\t"))
+    options = {"task": task, "val_fraction": 0.2}
+    plain, both = ready(table, **options), ready(table, unlabelled_file=more, **options)
+    before, after = plain.table("train"), both.table("train")
+    count = len(before)
+    assert both.labels == plain.labels and len(after) == count + 9 == count + both.unlabelled_rows
+    assert plain.unlabelled_rows == 0
+    for row in range(count):
+        ours, theirs = (t.ragged("input_ids")[row].tolist() for t in (before, after))
+        assert ours == theirs
+    labels = torch.tensor(after.array("labels"))
+    assert labels[:count].tolist() == before.array("labels").tolist()
+    none = labels[count:] == -100 if task == "single_label" else labels[count:].isnan()
+    assert none.all()
+    texts = [line.split(",")[0] for line in MORE.splitlines()[1:]]
+    assert [after.text("text", count + row) for row in range(9)] == texts
+    assert seen(both, "val") == seen(plain, "val")
+
+
+def test_an_epoch_has_every_text_once_with_a_label_or_without(ready, more):
+    data = ready(CSV, unlabelled_file=more, val_fraction=0)
+    batches = list(data.train_dataloader())
+    index, labels = (torch.cat([batch[name] for batch in batches]) for name in ("index", "labels"))
+    found = sorted(zip(index[index >= 0].tolist(), labels[index >= 0].tolist(), strict=True))
+    assert [index for index, _ in found] == list(range(49))
+    assert [label == -100 for _, label in found] == [False] * 40 + [True] * 9
+
+
+def test_texts_without_a_label_are_not_drawn_and_counted_by_themselves(ready, more, caplog):
+    few = {"examples_per_class": 3}
+    plain = ready(CSV, **few)
+    with caplog.at_level(logging.INFO):
+        data = ready(CSV, unlabelled_file=more, **few)
+    assert data.label_counts() == plain.label_counts() == [3, 3]
+    assert data.statistics["train/examples"] == 15 and data.statistics["train/unlabelled"] == 9
+    assert "train/unlabelled" not in plain.statistics
+    assert "train 15 examples (9 of them without a label), " in caplog.text
+    table = ("a.tsv", CSV.replace(",", "\t"))
+    several = ready(table, unlabelled_file=more, task="multi_label", val_fraction=0)
+    assert several.label_counts() == [20, 20]
+
+
+def test_texts_without_a_label_are_part_of_the_cache_and_the_fingerprint(ready, more, monkeypatch):
+    plain = ready(CSV)
+    data = ready(CSV, unlabelled_file=more)
+    Path(more).write_text(MORE + "another fox,0\n")
+    changed = ready(CSV, unlabelled_file=more)
+    assert len({d.fingerprint for d in (plain, data, changed)}) == 3
+    assert len({d.table("train").path for d in (plain, data, changed)}) == 3
+    assert "unlabelled text" not in plain.state_dict()["facts"]
+    no_reading(monkeypatch)
+    again = ready(CSV, unlabelled_file=more)
+    assert again.fingerprint == changed.fingerprint and again.unlabelled_rows == 10
+    assert again.statistics == changed.statistics
+
+
+@pytest.mark.filterwarnings("ignore:.*have no label:UserWarning")
+def test_a_run_that_resumes_with_other_texts_without_a_label_says_so(ready, more):
+    def fit(steps, checkpoint=None):
+        data = ready(CSV, setup=False, unlabelled_file=more)
+        trainer = make_trainer(max_steps=steps)
+        trainer.fit(SequenceClassificationModule(tiny.MASKED["bert"]), data, ckpt_path=checkpoint)
+        trainer.save_checkpoint("last.ckpt")
+
+    fit(1)
+    fit(2, "last.ckpt")
+    Path(more).write_text(MORE + "another fox,0\n")
+    with pytest.raises(ValueError, match=r"cannot resume: .*the unlabelled text was changed"):
+        fit(3, "last.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore:.*have no label:UserWarning")
+def test_texts_without_a_label_alone_are_of_the_classes_of_the_network(ready, more):
+    data = ready(setup=False, unlabelled_file=more, val="text,label\na fox,good\n")
+    names = {"id2label": {0: "good", 1: "bad"}}
+    make_trainer(max_steps=1).fit(SequenceClassificationModule(tiny.MASKED["bert"] | names), data)
+    assert data.labels == ["good", "bad"] and data.label_counts() == [0, 0]
+    assert len(data.table("train")) == data.unlabelled_rows == 9
+    assert seen(data, "val") == [("a fox", 0)]
+
+
+def test_texts_without_a_label_alone_need_names_of_classes(ready, more):
+    with pytest.raises(ValueError, match="unlabelled_file alone does not tell which classes"):
+        ready(unlabelled_file=more)
+    with pytest.raises(ValueError, match="unlabelled_file alone does not tell which classes"):
+        ready(unlabelled_file=more, val="text,label\na fox,good\na dog,bad\n")
+    named = ready(unlabelled_file=more, task="multi_label", label_column=["x", "y"])
+    assert named.labels == ["x", "y"] and named.table("train").array("labels").shape == (9, 2)
+    assert ready(unlabelled_file=more, task="regression").unlabelled_rows == 9
+
+
+def test_pairs_and_single_texts_do_not_mix(ready, more, tmp_path):
+    with pytest.raises(ValueError, match=r"more\.csv, line 2 has one text, .* label have two"):
+        ready(PAIRS, unlabelled_file=more)
+    (tmp_path / "pairs.csv").write_text(PAIRS)
+    with pytest.raises(ValueError, match=r"pairs\.csv, line 2 has two texts, .* label have one"):
+        ready(CSV, unlabelled_file=str(tmp_path / "pairs.csv"))
+    data = ready(PAIRS, unlabelled_file=str(tmp_path / "pairs.csv"))
+    assert data.unlabelled_rows == 30
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_texts_without_a_label_go_on_in_the_middle_of_an_epoch(ready, more, workers):
+    whole = ready(CSV, unlabelled_file=more).train_dataloader()
+    expected = [b for _ in range(2) for b in whole]
+    first = ready(CSV, unlabelled_file=more).train_dataloader()
+    batches = iter(first)
+    done = [next(batches) for _ in range(5)]
+    second = ready(CSV, unlabelled_file=more, num_workers=workers).train_dataloader()
+    second.load_state_dict(first.state_dict())
+    found = done + [b for _ in range(2) for b in second]
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 REAL = {

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from lmkit.datamodules.token_classification import TokenClassificationDataModule
+from lmkit.modules import TokenClassificationModule
 from tests import tiny
+from tests.cases import make_trainer
 
 DATA = Path(os.environ.get("LMKIT_DATA", Path(__file__).parents[3] / "shared" / "data"))
 SENTENCE = "the O\nquick B-PER\nnumberstars I-PER\njumps O\nover B-LOC\n\n"
@@ -309,6 +311,60 @@ def test_words_to_predict_on_need_no_tags(ready, tmp_path, name, text):
         places = [(s, e) for s, e in batch["word_places"][row].tolist() if s >= 0]
         assert [asked[start:end] for start, end in places] == words
     assert (batch["word_places"][2:] == -1).all() and batch["index"].tolist() == [0, 1, -1, -1]
+
+
+MORE = [
+    ("more.txt", "the fox. a numberstars\n\na fox\n"),
+    ("more.conll", "the X\nfox X\n. X\na X\nnumberstars X\n\na X\nfox X\n"),
+    ("more.jsonl", '{"text": "the fox. a numberstars", "spans": 3}\n{"tokens": ["a", "fox"]}\n'),
+]
+
+
+@pytest.mark.parametrize(("name", "text"), MORE)
+@pytest.mark.parametrize("pieces", ["first", "all"])
+def test_sentences_without_tags_stand_behind_the_others_and_change_none(
+    ready, tmp_path, name, text, pieces
+):
+    (tmp_path / name).write_text(text)
+    sentences = SENTENCE * 3 + LONG
+    plain = ready(sentences, label_pieces=pieces)
+    data = ready(sentences, unlabelled_file=str(tmp_path / name), label_pieces=pieces)
+    assert data.labels == plain.labels and data.unlabelled_rows == 2
+    assert data.statistics["train/examples"] == 6 and data.statistics["train/unlabelled"] == 2
+    before, after = plain.table("train"), data.table("train")
+    count = len(before)
+    assert len(after) == count + 2 and count > 4  # the windows of the long one
+    for row in range(count):
+        for column in ("input_ids", "labels"):
+            assert after.ragged(column)[row].tolist() == before.ragged(column)[row].tolist()
+    for row, words in enumerate(("the fox. a numberstars", "a fox"), count):
+        assert data.tokenizer.decode(after.ragged("input_ids")[row][1:-1]) == words
+        assert (after.ragged("labels")[row] == -100).all()
+    assert labelled_pieces(data) and sorted(labelled_pieces(data)) == sorted(labelled_pieces(plain))
+
+
+def test_long_sentences_without_tags_are_cut_into_windows(ready, tmp_path):
+    (tmp_path / "more.txt").write_text("numberstars " * 30)
+    data = ready(SENTENCE, unlabelled_file=str(tmp_path / "more.txt"))
+    lengths = data.table("train").ragged("input_ids").lengths
+    assert data.unlabelled_rows == 1 and len(lengths) > 4 and lengths.max() <= 16
+    rows = [data.table("train").ragged("labels")[row] for row in range(1, len(lengths))]
+    assert all((labels == -100).all() for labels in rows)
+
+
+def test_sentences_without_tags_alone_are_tagged_as_the_network_names_them(ready, tmp_path):
+    (tmp_path / "more.txt").write_text("the fox\n")
+    options = {"unlabelled_file": str(tmp_path / "more.txt"), "setup": False}
+    for scheme in ("auto", "bio", "none"):
+        with pytest.raises(ValueError, match="unlabelled_file alone does not tell which classes"):
+            ready(scheme=scheme, **options).setup()
+    names = {"id2label": {0: "O", 1: "I-X", 2: "B-X"}}
+    data = ready(**options)
+    module = TokenClassificationModule(tiny.MASKED["bert"] | names)
+    with pytest.warns(UserWarning, match="1 training examples have no label"):
+        make_trainer(max_steps=1).fit(module, data)
+    assert data.labels == ["O", "I-X", "B-X"]
+    assert all((batch["labels"] == -100).all() for batch in data.train_dataloader())
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"there are no data sets at {DATA}")

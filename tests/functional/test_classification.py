@@ -136,6 +136,18 @@ def test_a_batch_of_fillers_has_no_loss_and_no_gradient(case):
     assert loss == 0 and items == 0 and torch.equal(grad, torch.zeros_like(grad))
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_examples_without_a_label_change_neither_loss_nor_gradient(case):
+    function, logits, labels, *rest = CASES[case]
+    none = labels == -100 if labels.dtype == torch.int64 else labels.isnan()
+    there = ~none.reshape(len(labels), -1).all(1)
+    assert there.any() and not there.all()
+    loss, items, grad = gradient(function, logits, labels, *rest)
+    alone, count, expected = gradient(function, logits[there], labels[there], *rest)
+    assert torch.allclose(items, count) and torch.allclose(loss, alone, atol=1e-6)
+    assert torch.allclose(grad[there], expected, atol=1e-7) and not grad[~there].any()
+
+
 @pytest.mark.parametrize("gamma", FOCAL)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_sure_network_has_a_finite_gradient(gamma, smoothing):

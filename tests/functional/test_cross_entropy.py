@@ -1,6 +1,7 @@
 """Cross-entropy over tokens."""
 
 import numpy as np
+import pytest
 import torch
 
 from lmkit.functional import accuracy, token_cross_entropy
@@ -25,6 +26,32 @@ def test_no_label_gives_zero_with_a_gradient_of_zero() -> None:
     loss.backward()
     assert loss.item() == 0 and count.item() == 0
     assert logits.grad is not None and not logits.grad.any()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_rows_without_a_label_change_neither_loss_nor_gradient(smoothing: float) -> None:
+    logits = torch.randn(5, 4)
+    labels = torch.tensor([2, 0, 3, -100, -100])
+
+    def of(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        given = logits[:rows].clone().requires_grad_()
+        loss, count = token_cross_entropy(given, labels[:rows], smoothing)
+        loss.backward()
+        assert count.item() == 3 and given.grad is not None
+        return loss.detach(), given.grad
+
+    (alone, expected), (both, found) = of(3), of(5)
+    assert torch.equal(alone, both) and torch.equal(found[:3], expected) and not found[3:].any()
+
+
+def test_choices_that_are_lacking_make_no_nan_in_rows_without_a_label() -> None:
+    logits = torch.tensor([[1.0, 2.0, -torch.inf]] * 2, requires_grad=True)
+    for labels, items in (([-100, -100], 0), ([-100, 1], 1)):
+        logits.grad = None
+        loss, count = token_cross_entropy(logits, torch.tensor(labels))
+        loss.backward()
+        assert loss.isfinite() and count.item() == items and logits.grad is not None
+        assert logits.grad.isfinite().all() and not logits.grad[0].any()
 
 
 def test_loss_of_equal_logits_is_the_log_of_the_vocabulary() -> None:

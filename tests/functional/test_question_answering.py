@@ -97,9 +97,12 @@ def test_padding_takes_no_share_of_the_loss() -> None:
 def test_rows_without_a_label_have_no_loss_and_no_gradient() -> None:
     start = torch.randn(2, 5, requires_grad=True)
     none = torch.tensor([-100, -100])
-    loss, count = span_loss(start, start, none, none)
-    loss.backward()
-    assert loss == 0 and count == 0 and start.grad is not None and not start.grad.any()
+    padding = torch.arange(5) > torch.tensor([[4], [2]])
+    for logits in (start, start.masked_fill(padding, -torch.inf)):
+        start.grad = None
+        loss, count = span_loss(logits, logits, none, none)
+        loss.backward()
+        assert loss == 0 and count == 0 and start.grad is not None and not start.grad.any()
 
 
 # The definition of the two scripts, written out once more and on its own: words as sorted lists,

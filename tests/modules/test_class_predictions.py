@@ -80,3 +80,9 @@ def test_weights_come_as_a_list_by_name_or_balanced():
 def test_weights_that_are_none_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         class_weights(setting, NAMES, [1, 1, 1])
+
+
+@pytest.mark.parametrize("counts", [[], [0, 0, 0]])
+def test_a_balance_needs_examples_with_labels(counts):
+    with pytest.raises(ValueError, match="class_weights='balanced' needs a data module"):
+        class_weights("balanced", NAMES, counts)
