@@ -35,51 +35,44 @@ class DistillationModule(LMModule):
     logits item by item, of what is inside the networks the mean over the tokens of the item's text.
     So batches of an accumulation window and of all ranks add up to one large batch exactly.
 
-    Everything else is the student's: its data module, metrics, predictions and export. `network` is
-    the student's network; nothing of the teachers is in a checkpoint, in the optimizer, or moved by
-    it. Teachers are of the student's task, and their classes are matched by name. Each batch asks
-    the teacher once, whatever other techniques make of it.
+    Everything else is the student's: data, metrics, predictions, export. `network` is its network;
+    nothing of the teachers is in a checkpoint or an optimizer. Teachers are of the student's task,
+    their classes are matched by name, and each batch asks them once.
 
-    Logs what the student logs, `distillation/loss_hard` and `distillation/loss_<word>` of each loss
-    (`logits`, `hidden`, `attention`, `relations`, `flow`); and of an evaluation `val/agreement`
-    (share of items decided alike), `val/teacher_divergence` (KL at temperature 1) and
-    `val/retention`, the student's main metric as a share of the teacher's. A test has a table
-    `differences` of the examples that both decide differently.
+    Logs what the student logs, and `distillation/loss_<word>` of each loss (`hard`, `logits`,
+    `hidden`, `attention`, `relations`, `flow`); of an evaluation `val/agreement` (share of items
+    decided alike), `val/teacher_divergence` (KL at temperature 1) and `val/retention`, the
+    student's main metric as a share of the teacher's. A test has a table `differences` of examples.
 
     Args:
         student: a task module, just made; or its `class_path` and `init_args`.
-        teacher: a checkpoint of lmkit, the folder of an export or of `save_pretrained`, or a hub
-            name; or a list of these.
-        losses: against the teacher; by default `LogitLoss()`. A loss may be a `class_path` with
-            `init_args`.
+        teacher: a checkpoint, the folder of a saved model, or a hub name; or a list of these.
+        losses: against the teacher; by default `LogitLoss()`.
         hard_weight: $\lambda$, the weight of the student's own loss; at least 0.
         final_hard_weight: what it moves to, in a straight line over the run.
         hard_start: share of the run from which on the own loss counts, in `[0, 1)`.
-        student_layers: which layers of the student's `model` to keep, from 0, or how many, which
-            are then spread over its depth: so a student begins as its teacher with fewer layers.
+        student_layers: which layers of the student's `model` to keep, from 0, or how many, spread
+            over its depth: so a student begins as its teacher with fewer layers.
         teacher_weights: of several teachers, whose probabilities are averaged: one number each, or
             `"confidence"`, for each example by how right each teacher is (arXiv:2201.00007).
         wrong_weight: factor, in `[0, 1]`, of the logit losses of items on which the teacher is
             wrong.
         teacher_precision: of the teachers' weights.
-        cache: whether one pass over the training rows writes down what the teacher says, so that
-            training does without it. For rows that are the same in each epoch.
+        cache: whether one pass over the rows writes down what the teacher says, so that training
+            does without it. For rows that are the same in each epoch.
         cache_precision: of what is written down.
-        cache_top_k: of the logits keep so many, and the mass of the others together; all by
-            default.
+        cache_top_k: how many logits to keep, beside the mass of the others; all by default.
         cache_dir: where to; by default the cache of the data module.
-        sequence_level: whether the teacher writes a target for each training row, once, and the
-            student learns these in place of the data's (arXiv:1606.07947): of an encoder-decoder
-            the targets, of a causal language model how rows go on.
-        on_policy: share of the steps, in `[0, 1]`, in which the student writes the targets itself
-            and learns from the teacher what it should have written (arXiv:2306.13649).
-        prompt_share: of a causal language model, how much of a row is the prompt of what is
-            written, in `(0, 1)`.
+        sequence_level: whether the student learns targets that the teacher has written, once for
+            each row, in place of the data's (arXiv:1606.07947).
+        on_policy: share of the steps, in `[0, 1]`, in which the student draws targets itself and
+            the teacher tells what it should have written (arXiv:2306.13649).
+        prompt_share: of a causal model, how much of a row is the prompt of what is written.
 
     Raises:
         TypeError: an argument is not plain data, or no student.
-        ValueError: a number lies outside its range; in `setup`, the teacher is missing, of another
-            task, or has other classes or tokens than the student.
+        ValueError: a number lies outside its range; in `setup`, a teacher is missing, of another
+            task, or has other classes or tokens.
 
     Example:
         >>> from lmkit.modules import SequenceClassificationModule
@@ -209,11 +202,6 @@ class DistillationModule(LMModule):
         """Learn how long the run is."""
         super().on_fit_start()
         self._terms.plan(self.trainer)
-
-    def on_train_start(self) -> None:
-        """Take up the seed."""
-        super().on_train_start()
-        self.task_module.seed = self.seed
 
     def prepare(self, batch: Batch) -> Batch:
         """Add what the student needs, and what the teachers say of the batch."""
