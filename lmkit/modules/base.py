@@ -269,7 +269,7 @@ class LMModule(LightningModule):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load weights; a `ValueError` names what is unknown, of another shape, or lacks unfrozen."""
+        """Load weights; a `ValueError` names what is missing, unknown or of another shape."""
         check_state(self, state_dict, strict)
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 

@@ -18,7 +18,7 @@ from .distillation_report import DistillationReport, continue_comparison, finish
 from .distillation_terms import HardLoss, Terms, restore_projections
 from .scores import Scores
 from .step_log import make_metrics
-from .student import build_student, student_from_spec, student_to_spec
+from .student import build_student, student_from_spec, student_of_model, student_to_spec
 from .teacher_view import attach
 from .teachers import TeacherOptions, Teachers
 from .written_targets import check_writes, takes_turn, with_own_words
@@ -115,20 +115,13 @@ class DistillationModule(LMModule):
         # The student's optimizer is this module's.
         shared = [name for name in signature(LMModule).parameters if name in task.hparams]
         super().__init__(**{name: task.hparams[name] for name in shared})
-        if not 0.0 <= wrong_weight <= 1.0:
-            raise ValueError(f"wrong_weight must lie in [0, 1], got {wrong_weight}")
-        if not 0.0 <= on_policy <= 1.0:
-            raise ValueError(f"on_policy must lie in [0, 1], got {on_policy}")
-        if on_policy and (cache or sequence_level):
-            other = "cache" if cache else "sequence_level"
-            raise ValueError(
-                f"on_policy asks the teacher of new texts in each step: set no {other}"
-            )
-        cached = cache, cache_precision, cache_top_k, cache_dir, sequence_level, prompt_share
+        written = cache, cache_precision, cache_top_k, cache_dir, sequence_level, on_policy
         self.teachers = Teachers(
             [teacher] if isinstance(teacher, str) else list(teacher),
             made,
-            TeacherOptions(teacher_weights, wrong_weight, teacher_precision, *cached),
+            TeacherOptions(
+                teacher_weights, wrong_weight, teacher_precision, *written, prompt_share
+            ),
         )
         own = HardLoss(weight=hard_weight, final_weight=final_hard_weight, start=hard_start)
         self._terms = Terms(made, own)
@@ -148,12 +141,9 @@ class DistillationModule(LMModule):
         cls, arguments: Mapping[str, Any], model: Any, pretrained: bool | None = None
     ) -> dict[str, Any]:
         """Return what of the arguments to change so that the student is of another model."""
-        spec = student_to_spec(arguments["student"])
-        changed = LMModule.arguments_for(spec["init_args"], model, pretrained)
-        init_args = {**spec["init_args"], **changed}
+        changed = student_of_model(arguments["student"], model, pretrained)
         # A network from a config is that of a checkpoint, and cut down already.
-        layers = {} if isinstance(model, str) else {"student_layers": None}
-        return {"student": {**spec, "init_args": init_args}, **layers}
+        return {"student": changed} | ({} if isinstance(model, str) else {"student_layers": None})
 
     def prepare_data(self) -> None:
         """Let the teachers write down what they say, where that is asked for; once per node."""
@@ -188,8 +178,8 @@ class DistillationModule(LMModule):
 
     def _meet(self, required: bool) -> None:
         self.configure_model()
-        self.task_module._trainer = self._trainer
         task = self.task_module
+        task._trainer = self._trainer
         if not self.teachers.shapes and self.teachers.look(task, ask_hub=True):
             self.projections = self._terms.lay_out(self.network, self.teachers)
         self.teachers.find(task, required)

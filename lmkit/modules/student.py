@@ -15,7 +15,7 @@ from .base import LMModule
 from .captures import depth_of
 from .frozen_base import describe_base
 
-__all__ = ["build_student", "student_from_spec", "student_to_spec"]
+__all__ = ["build_student", "student_from_spec", "student_of_model", "student_to_spec"]
 
 _PACKAGE = __package__ or ""
 
@@ -71,6 +71,13 @@ def student_from_spec(spec: Mapping[str, Any]) -> LMModule:
     if made.task_module is not made:
         raise ValueError(f"the student must be a task module itself, got a {name}")
     return made
+
+
+def student_of_model(student: Any, model: Any, pretrained: bool | None) -> dict[str, Any]:
+    """Return a student as plain data, of another model."""
+    spec = student_to_spec(student)
+    changed = LMModule.arguments_for(spec["init_args"], model, pretrained)
+    return {**spec, "init_args": {**spec["init_args"], **changed}}
 
 
 def build_student(module: LMModule, task: LMModule, layers: Any) -> None:

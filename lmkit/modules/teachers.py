@@ -35,6 +35,7 @@ class TeacherOptions(NamedTuple):
     cache_top_k: int | None = None
     cache_dir: str | None = None
     sequence_level: bool = False
+    on_policy: float = 0.0
     prompt_share: float = 0.5
 
 
@@ -71,33 +72,7 @@ class Teachers:
         self._stored: dict[str, list[StoredTeacher]] = {}
         #: What the teacher writes in place of the targets, if it does.
         self.texts: TeacherTexts | None = None
-        if not names or not all(isinstance(name, str) and name for name in names):
-            raise ValueError(
-                f"teacher must name a checkpoint, a folder or a hub model, or several, got {names}"
-            )
-        for loss in losses:
-            number = getattr(loss, "teacher", 0)
-            if not 0 <= number < len(names):
-                raise ValueError(
-                    f"{type(loss).__name__}: teacher={number}, but teachers are counted from 0 and "
-                    f"there are {len(names)}"
-                )
-        weights = options.weights
-        if isinstance(weights, list) and (len(weights) != len(names) or min(weights) < 0):
-            raise ValueError(
-                f"teacher_weights must be one number of at least 0 for each of {len(names)} "
-                f"teachers, got {weights}"
-            )
-        if options.cache_top_k is not None and len(names) > 1:
-            raise ValueError("cache_top_k is for one teacher: the tops of several do not add up")
-        if options.cache_top_k is not None and options.cache_top_k < 1:
-            raise ValueError(f"cache_top_k must be at least 1, got {options.cache_top_k}")
-        if options.cache_top_k is not None and not options.cache:
-            raise ValueError("cache_top_k is of a cache: set cache too")
-        if options.sequence_level and len(names) > 1:
-            raise ValueError("sequence_level is for one teacher, who writes the targets")
-        if not 0.0 < options.prompt_share < 1.0:
-            raise ValueError(f"prompt_share must lie in (0, 1), got {options.prompt_share}")
+        _check_options(names, losses, options)
 
     @property
     def there(self) -> bool:
@@ -267,3 +242,42 @@ def _has_rows(datamodule: Any, split: str) -> bool:
 
 def _is_head(name: str) -> bool:
     return "pooler" not in name
+
+
+def _check_options(
+    names: Sequence[str], losses: Sequence[DistillationLoss], options: TeacherOptions
+) -> None:
+    """Raise `ValueError` for what does not go together."""
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(
+            f"teacher must name a checkpoint, a folder or a hub model, or several, got {names}"
+        )
+    for loss in losses:
+        number = getattr(loss, "teacher", 0)
+        if not 0 <= number < len(names):
+            raise ValueError(
+                f"{type(loss).__name__}: teacher={number}, but teachers are counted from 0 and "
+                f"there are {len(names)}"
+            )
+    weights = options.weights
+    if isinstance(weights, list) and (len(weights) != len(names) or min(weights) < 0):
+        raise ValueError(
+            f"teacher_weights must be one number of at least 0 for each of {len(names)} "
+            f"teachers, got {weights}"
+        )
+    if options.cache_top_k is not None and len(names) > 1:
+        raise ValueError("cache_top_k is for one teacher: the tops of several do not add up")
+    if options.cache_top_k is not None and options.cache_top_k < 1:
+        raise ValueError(f"cache_top_k must be at least 1, got {options.cache_top_k}")
+    if options.cache_top_k is not None and not options.cache:
+        raise ValueError("cache_top_k is of a cache: set cache too")
+    for name in ("wrong_weight", "on_policy"):
+        if not 0.0 <= getattr(options, name) <= 1.0:
+            raise ValueError(f"{name} must lie in [0, 1], got {getattr(options, name)}")
+    if options.on_policy and (options.cache or options.sequence_level):
+        other = "cache" if options.cache else "sequence_level"
+        raise ValueError(f"on_policy has new texts in each step: set no {other}")
+    if options.sequence_level and len(names) > 1:
+        raise ValueError("sequence_level is for one teacher, who writes the targets")
+    if not 0.0 < options.prompt_share < 1.0:
+        raise ValueError(f"prompt_share must lie in (0, 1), got {options.prompt_share}")
