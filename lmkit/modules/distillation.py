@@ -19,8 +19,9 @@ from .distillation_terms import HardLoss, Terms, restore_projections
 from .scores import Scores
 from .step_log import make_metrics
 from .student import build_student, student_from_spec, student_of_model, student_to_spec
+from .teacher_options import TeacherOptions
 from .teacher_view import attach
-from .teachers import TeacherOptions, Teachers
+from .teachers import Teachers
 from .written_targets import check_writes, takes_turn, with_own_words
 
 __all__ = ["DistillationModule"]

@@ -26,8 +26,8 @@ from .teacher import Teacher
 from .teacher_store import TeacherStore, store_folder
 
 if TYPE_CHECKING:
+    from .teacher_options import TeacherOptions
     from .teacher_texts import TeacherTexts
-    from .teachers import TeacherOptions
 
 __all__ = ["StoredTeacher", "cache_of", "passing_over", "store_key", "write_teacher"]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -16,27 +17,15 @@ from ..types import Batch
 from .base import LMModule
 from .captures import Place
 from .distillation_losses import DistillationLoss, LogitLoss
+from .multiple_choice import MultipleChoiceModule
+from .sequence_classification import SequenceClassificationModule
 from .stored_teacher import StoredTeacher, write_teacher
 from .teacher import Teacher, TeacherFacts, TeacherShape, teacher_facts, teacher_shape
+from .teacher_options import TeacherOptions, check_options
 from .teacher_texts import TeacherTexts
 from .teacher_view import Alignment, align
 
-__all__ = ["TeacherOptions", "Teachers"]
-
-
-class TeacherOptions(NamedTuple):
-    """How teachers are used; see `DistillationModule`."""
-
-    weights: list[float] | Literal["confidence"] | None = None
-    wrong_weight: float = 1.0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    cache: bool = False
-    cache_precision: Literal["fp16", "fp32"] = "fp16"
-    cache_top_k: int | None = None
-    cache_dir: str | None = None
-    sequence_level: bool = False
-    on_policy: float = 0.0
-    prompt_share: float = 0.5
+__all__ = ["Teachers"]
 
 
 class Teachers:
@@ -69,10 +58,11 @@ class Teachers:
         #: Whether anything compares predictions.
         self.uses_logits = any(isinstance(loss, LogitLoss) for loss in losses)
         self._live: list[Teacher] = []
+        self._reads_otherwise: list[bool] = []
         self._stored: dict[str, list[StoredTeacher]] = {}
         #: What the teacher writes in place of the targets, if it does.
         self.texts: TeacherTexts | None = None
-        _check_options(names, losses, options)
+        check_options(names, losses, options)
 
     @property
     def there(self) -> bool:
@@ -124,8 +114,8 @@ class Teachers:
         for split in self._splits(datamodule):
             texts = self.texts if split == "train" else None
             for number, teacher in enumerate(self._live):
-                how = self._fields(number), self.options, texts
-                write_teacher(teacher, task, datamodule, split, *how)
+                data, places = self._data(number, datamodule), self._fields(number, split)
+                write_teacher(teacher, task, data, split, places, self.options, texts)
 
     def open(self, task: LMModule, datamodule: Any) -> None:
         """Open what was written down, and let go of the teachers that are not needed any more."""
@@ -135,7 +125,13 @@ class Teachers:
             return
         self._stored = {
             split: [
-                StoredTeacher.open(teacher, datamodule, split, self._fields(number), self.options)
+                StoredTeacher.open(
+                    teacher,
+                    self._data(number, datamodule),
+                    split,
+                    self._fields(number, split),
+                    self.options,
+                )
                 for number, teacher in enumerate(self._live)
             ]
             for split in self._splits(datamodule)
@@ -197,8 +193,16 @@ class Teachers:
         self.texts = TeacherTexts(task, datamodule, share, folder)
         return self.texts
 
-    def _fields(self, number: int) -> list[Place]:
-        return list(dict.fromkeys(self.places[number]))
+    def _fields(self, number: int, split: str) -> list[Place]:
+        return list(dict.fromkeys(self.places[number])) if split == "train" else []
+
+    def _data(self, number: int, datamodule: Any) -> Any:
+        """Return the data as a teacher reads them: with its own tokens, where these are others."""
+        if not self._reads_otherwise[number]:
+            return datamodule
+        other = copy.copy(datamodule)
+        other.use_tokenizer(self._live[number].module.tokenizer)
+        return other
 
     def _splits(self, datamodule: Any) -> list[str]:
         if not hasattr(datamodule, "every_row"):
@@ -208,18 +212,27 @@ class Teachers:
             )
         return [split for split in ("train", "val") if _has_rows(datamodule, split)]
 
+    def _can_read_otherwise(self, task: LMModule, number: int) -> bool:
+        """Whether what a teacher says does not depend on how a text is cut into tokens."""
+        whole = isinstance(task, SequenceClassificationModule | MultipleChoiceModule)
+        return whole and self.options.cache and not self.places[number]
+
     def _check(self, task: LMModule) -> None:
         ours = teacher_facts("student", task)
         known = len(task.tokenizer) if task.tokenizer is not None else 0
         digest = vocabulary_digest(task.tokenizer) if task.tokenizer is not None else ""
         self.alignments = []
-        for facts in self.facts:
-            if digest and facts.tokenizer and digest != facts.tokenizer:
+        self._reads_otherwise = []
+        for number, facts in enumerate(self.facts):
+            other = bool(digest and facts.tokenizer and digest != facts.tokenizer)
+            self._reads_otherwise.append(other)
+            if other and not self._can_read_otherwise(task, number):
                 raise ValueError(
                     f"the teacher {facts.name} has another tokenizer than the student: it cannot "
-                    "read the student's ids. Give the data the teacher's tokenizer "
-                    "(data.tokenizer) and a student of that vocabulary; or let the teacher label "
-                    "or write texts (lmkit predict), and train on these"
+                    "read the student's ids. What it says of whole texts can be cached: take "
+                    "LogitLoss alone, with cache=True, on classification. Else give the data the "
+                    "teacher's tokenizer (data.tokenizer) and a student of that vocabulary; or let "
+                    "the teacher label or write texts (lmkit predict), and train on these"
                 )
             if not self.uses_logits:
                 self.alignments.append(Alignment(None, None))
@@ -242,42 +255,3 @@ def _has_rows(datamodule: Any, split: str) -> bool:
 
 def _is_head(name: str) -> bool:
     return "pooler" not in name
-
-
-def _check_options(
-    names: Sequence[str], losses: Sequence[DistillationLoss], options: TeacherOptions
-) -> None:
-    """Raise `ValueError` for what does not go together."""
-    if not names or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(
-            f"teacher must name a checkpoint, a folder or a hub model, or several, got {names}"
-        )
-    for loss in losses:
-        number = getattr(loss, "teacher", 0)
-        if not 0 <= number < len(names):
-            raise ValueError(
-                f"{type(loss).__name__}: teacher={number}, but teachers are counted from 0 and "
-                f"there are {len(names)}"
-            )
-    weights = options.weights
-    if isinstance(weights, list) and (len(weights) != len(names) or min(weights) < 0):
-        raise ValueError(
-            f"teacher_weights must be one number of at least 0 for each of {len(names)} "
-            f"teachers, got {weights}"
-        )
-    if options.cache_top_k is not None and len(names) > 1:
-        raise ValueError("cache_top_k is for one teacher: the tops of several do not add up")
-    if options.cache_top_k is not None and options.cache_top_k < 1:
-        raise ValueError(f"cache_top_k must be at least 1, got {options.cache_top_k}")
-    if options.cache_top_k is not None and not options.cache:
-        raise ValueError("cache_top_k is of a cache: set cache too")
-    for name in ("wrong_weight", "on_policy"):
-        if not 0.0 <= getattr(options, name) <= 1.0:
-            raise ValueError(f"{name} must lie in [0, 1], got {getattr(options, name)}")
-    if options.on_policy and (options.cache or options.sequence_level):
-        other = "cache" if options.cache else "sequence_level"
-        raise ValueError(f"on_policy has new texts in each step: set no {other}")
-    if options.sequence_level and len(names) > 1:
-        raise ValueError("sequence_level is for one teacher, who writes the targets")
-    if not 0.0 < options.prompt_share < 1.0:
-        raise ValueError(f"prompt_share must lie in (0, 1), got {options.prompt_share}")
