@@ -273,10 +273,10 @@ class DistillationModule(LMModule):
         """Predict on raw text as the student does."""
         return self.task_module(*texts)
 
-    def sample(self, batch: Batch, rows: int) -> list[dict[str, Any]]:
-        """Show what the student makes of the first rows of a batch."""
-        shown: list[dict[str, Any]] = cast(Any, self.task_module).sample(batch, rows)
-        return shown
+    @property
+    def sample(self) -> Any:
+        """How the student shows what it makes of a batch; `None` if it does not."""
+        return getattr(self.task_module, "sample", None)
 
     def keeps_apart(self, longest: int) -> bool:
         """Whether student and teachers keep texts apart that share a row."""
