@@ -152,7 +152,8 @@ class DistillationModule(LMModule):
         if written and self.trainer.state.fn == TrainerFn.FITTING:
             self._meet(required=True)
             self.teachers.to(self.trainer.strategy.root_device)
-            self.teachers.prepare(self.task_module, getattr(self.trainer, "datamodule", None))
+            with self.trainer.precision_plugin.forward_context():
+                self.teachers.prepare(self.task_module, getattr(self.trainer, "datamodule", None))
 
     def configure_model(self) -> None:
         """Build the student's network, and cut it down; when it is built, do nothing."""
@@ -184,6 +185,7 @@ class DistillationModule(LMModule):
         if not self.teachers.shapes and self.teachers.look(task, ask_hub=True):
             self.projections = self._terms.lay_out(self.network, self.teachers)
         self.teachers.find(task, required)
+        self.teachers.options = self.teachers.options._replace(autocast=self.trainer.precision)
         if self.teachers.there:
             self.report = DistillationReport(task)
         if required and not self._terms.uses_scores:

@@ -210,7 +210,7 @@ def _key(
     return {
         **store_key(teacher, datamodule, split),
         "written": written,
-        "precision of the teacher": options.precision,
+        "precision of the teacher": [options.precision, options.autocast],
         "inside": sorted(map(str, places)),
         "precision": options.cache_precision,
         "top_k": options.cache_top_k,

@@ -23,6 +23,8 @@ class TeacherOptions(NamedTuple):
     sequence_level: bool = False
     on_policy: float = 0.0
     prompt_share: float = 0.5
+    #: Precision of the Trainer, in which the teachers are run.
+    autocast: str = "32-true"
 
 
 def check_options(
