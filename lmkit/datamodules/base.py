@@ -14,22 +14,21 @@ from transformers import PreTrainedTokenizerBase
 
 from ..cache import cache_folder
 from ..functional.packing import segment_bounds
-from ..tokenization import require_pad_token, require_separator
+from ..tokenization import require_pad_token
 from .batch_plan import BatchPlan, BucketPlan, Plan, check_positive
-from .corpus import hold_out, token_stores
-from .data_facts import compare_facts, describe, text_facts
+from .data_facts import compare_facts
 from .loader import Collate, PlannedLoader, ResumableLoader
 from .prompts import prompt_loader, takes_prompts_only
 from .row_table import Batching, check_batching, room_for_text, row_table
 from .rows import Rows, SegmentRows
 from .source import FileSource, TextOptions, TextSource, short_hash
-from .source_resolution import Files, is_plain_source, resolve_sources
+from .source_resolution import Files, is_plain_source
 from .stream import StreamLoader
 from .stream_window import TextWindow
 from .streaming import stream_loader
+from .text_data import text_data
 from .text_rows import Document, OnBadRow
 from .token_store import TokenStore
-from .tokenizer_choice import take_tokenizer
 from .trainer_facts import epoch_length, epoch_number, ranks
 
 __all__ = ["LMDataModule"]
@@ -228,32 +227,12 @@ class LMDataModule(LightningDataModule):
         self._stream_state = state_dict.get("stream")
 
     def _build(self, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        cache = cache_folder(self.cache_dir)
-        sources = resolve_sources(self.source, self.files, self.text_options, cache, self.streaming)
-        if self.streaming:
-            self._stream = sources.pop("train", None)
-        rule = None
-        if "train" in sources and "val" not in sources and self.val_fraction:
-            rule = hold_out(sources["train"], self.val_fraction)
-        tokenizer = take_tokenizer(self, tokenizer, sources.get("train"), rule)
-        separator = require_separator(tokenizer, *self.separator_roles)
-        stores = token_stores(sources, rule, tokenizer, separator, cache, **self.boundaries())
-        modes = {"train": self.batching}
-        rows = {
-            k: self.rows(store, modes.get(k, self.eval_batching)) for k, store in stores.items()
-        }
-        self._stores, self._rows = stores, rows
-        self._facts = {
-            **text_facts(sources, self._stream, rule, tokenizer, cache),
-            "max_length": self.max_length,
-            "batching": self.batching,
-            "seed": self.seed,
-            **self.settings(),
-        }
-        before, self.fingerprint = self.fingerprint, short_hash(self._facts)
-        self.statistics, words = describe(self._stream, sources, stores, rows, tokenizer, cache)
+        made = text_data(self, tokenizer)
+        self._stream, self._stores, self._rows = made.stream, made.stores, made.rows
+        before, self.fingerprint = self.fingerprint, short_hash(made.facts)
+        self._facts, self.statistics = made.facts, made.statistics
         if self.fingerprint != before:
-            rank_zero_info(words)
+            rank_zero_info(made.words)
 
     def rows(self, store: TokenStore | TextWindow, batching: Batching) -> Rows:
         """Return the rows of a split.

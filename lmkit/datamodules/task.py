@@ -14,19 +14,16 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from ..cache import cache_folder
-from ..tokenization import require_pad_token, tokenizer_digest
 from .batch_plan import BatchPlan, check_positive
 from .data_facts import compare_facts
 from .example_table import Columns, ExampleTable
-from .label_names import network_labels
 from .length_plan import LengthPlan
 from .loader import Collate, PlannedLoader, ResumableLoader
 from .records import RecordOptions, RecordSource
-from .source import expand_files, short_hash
-from .source_resolution import Files, is_plain_source, resolve_sources
-from .task_tables import describe_tables, predict_table, task_tables
-from .task_tokenizer import task_tokenizer
+from .source import short_hash
+from .source_resolution import Files, is_plain_source
+from .task_tables import prediction_table, task_data
+from .task_tokenizer import take_task_tokenizer
 from .text_rows import BadRows, OnBadRow
 from .trainer_facts import epoch_length, epoch_number, ranks, step_batches
 
@@ -224,14 +221,7 @@ class TaskDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> PlannedLoader:
         """Return the rows of `predict_file`, in order; labels are not needed, nor looked at."""
-        if not self.predict_file:
-            raise ValueError("pass predict_file (--data.predict_file=FILE), the rows to predict on")
-        if self.tokenizer is None:
-            self._take(None, None)
-            self.labels, _ = network_labels(self.trainer and self.trainer.lightning_module)
-        files = expand_files(self.predict_file, "predict_file", self.record_options.endings)
-        table = predict_table(self, self.record_options.of_files(files))
-        self._tables["predict"] = table
+        self._tables["predict"] = table = prediction_table(self)
         batch_size = self.eval_batch_size or self.batch_size
         plan = BatchPlan(len(table), batch_size, *ranks(self.trainer))
         return PlannedLoader(plan, self.collator(table, training=False), self.num_workers)
@@ -262,36 +252,17 @@ class TaskDataModule(LightningDataModule):
         nothing = self.source is None and not any(self.files.values())
         return bool(self.predict_file) and (doing == TrainerFn.PREDICTING or nothing)
 
-    def _take(self, given: PreTrainedTokenizerBase | None, source: RecordSource | None) -> str:
-        tokenizer = given or task_tokenizer(self, source, cache_folder(self.cache_dir))
-        self.check_tokenizer(tokenizer)
-        require_pad_token(tokenizer, give=True)
-        self.tokenizer = tokenizer
-        return tokenizer_digest(tokenizer)
-
     def _build(self, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         if self._only_predicts():
-            self._take(tokenizer, None)
+            take_task_tokenizer(self, tokenizer, None)
             return
-        cache = cache_folder(self.cache_dir)
-        sources = resolve_sources(self.source, self.files, self.record_options, cache)
-        facts = {
-            **{f"{split} text": source.key(cache) for split, source in sources.items()},
-            "tokenizer": self._take(tokenizer, sources.get("train")),
-            "val_fraction": self.val_fraction,
-            "examples_per_class": self.examples_per_class,
-            "max_length": self.max_length,
-            **self.settings(),
-        }
-        # Only a draw of few examples depends on the seed.
-        drawn = self.seed if self.examples_per_class is not None else None
-        found = task_tables(self, sources, [facts, drawn], cache)
-        self._tables, self.unlabelled_rows = dict(found.tables), found.unlabelled_rows
-        self._facts = {**facts, "labels": self.labels, "seed": self.seed}
-        before, self.fingerprint = self.fingerprint, short_hash(self._facts)
-        self.statistics, words = describe_tables(self._tables, self.labels, sources)
+        made = task_data(self, tokenizer)
+        self._tables, self.labels, self._facts = made.tables, made.labels, made.facts
+        self.unlabelled_rows = made.unlabelled_rows
+        before, self.fingerprint = self.fingerprint, short_hash(made.facts)
+        self.statistics = made.statistics
         if self.fingerprint != before:
-            rank_zero_info(words)
+            rank_zero_info(made.words)
 
     def _evaluation(self, split: str) -> PlannedLoader:
         table = self.table(split)

@@ -10,19 +10,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from transformers import PreTrainedTokenizerBase
 
-from ..cache import building_folder, put_in_place
+from ..cache import building_folder, cache_folder, put_in_place
 from .example_choice import few_of_each, hold_out_examples
 from .example_table import ExampleTable
 from .label_names import align_labels, network_labels
 from .records import DatasetRecords, RecordSource
-from .source import short_hash
+from .source import expand_files, short_hash
+from .source_resolution import resolve_sources
+from .task_tokenizer import take_task_tokenizer
 from .text_rows import BadRows
 
 if TYPE_CHECKING:
     from .task import TaskDataModule
 
-__all__ = ["TaskTables", "describe_tables", "encode_table", "predict_table", "task_tables"]
+__all__ = [
+    "TaskData",
+    "TaskTables",
+    "describe_tables",
+    "encode_table",
+    "prediction_table",
+    "task_data",
+    "task_tables",
+]
 
 # Part of every key: raise it when examples are read or encoded otherwise.
 _VERSION = 2
@@ -43,6 +54,71 @@ class TaskTables(NamedTuple):
     def unlabelled_rows(self) -> int:
         """How many examples of the training have no label: its last ones."""
         return int(self.tables["train"].meta.get("unlabelled", 0)) if "train" in self.tables else 0
+
+
+class TaskData(NamedTuple):
+    """All that a data module is set up with.
+
+    Attributes:
+        tables: split -> its examples.
+        labels: names of the classes, in order.
+        unlabelled_rows: how many training examples have no label.
+        facts: what decides which examples there are, and the seed of their order, as plain data.
+        statistics: see `describe_tables`, and `words`.
+        words: a sentence.
+    """
+
+    tables: dict[str, ExampleTable]
+    labels: list[str]
+    unlabelled_rows: int
+    facts: dict[str, Any]
+    statistics: dict[str, int | float | str]
+    words: str
+
+
+def task_data(data: TaskDataModule, tokenizer: PreTrainedTokenizerBase | None) -> TaskData:
+    """Return what a data module is set up with; its tokenizer and its labels are set here.
+
+    Args:
+        data: reads and encodes.
+        tokenizer: given by the caller, if one was.
+
+    Raises:
+        ValueError: there are no data, a row of them is bad, or the tokenizer cannot be used.
+    """
+    cache = cache_folder(data.cache_dir)
+    sources = resolve_sources(data.source, data.files, data.record_options, cache)
+    facts = {
+        **{f"{split} text": source.key(cache) for split, source in sources.items()},
+        "tokenizer": take_task_tokenizer(data, tokenizer, sources.get("train")),
+        "val_fraction": data.val_fraction,
+        "examples_per_class": data.examples_per_class,
+        "max_length": data.max_length,
+        **data.settings(),
+    }
+    # Only a draw of few examples depends on the seed.
+    drawn = data.seed if data.examples_per_class is not None else None
+    found = task_tables(data, sources, [facts, drawn], cache)
+    tables, labels = dict(found.tables), found.labels
+    facts = {**facts, "labels": data.labels, "seed": data.seed}
+    said = describe_tables(tables, data.labels, sources)
+    return TaskData(tables, labels, found.unlabelled_rows, facts, *said)
+
+
+def prediction_table(data: TaskDataModule) -> ExampleTable:
+    """Return the encoded rows of a data module's `predict_file`.
+
+    Raises:
+        ValueError: there is no such file, no row in it, or a row is bad; names file and line.
+    """
+    if not data.predict_file:
+        raise ValueError("pass predict_file (--data.predict_file=FILE), the rows to predict on")
+    if data.tokenizer is None:
+        take_task_tokenizer(data, None, None)
+        data.labels, _ = network_labels(data.trainer and data.trainer.lightning_module)
+    files = expand_files(data.predict_file, "predict_file", data.record_options.endings)
+    rows = _read_unlabelled(data, data.record_options.of_files(files), "predict_file")
+    return encode_table(data, rows, "predict")
 
 
 def task_tables(
@@ -99,15 +175,6 @@ def encode_table(data: TaskDataModule, examples: list[Any], split: str) -> Examp
     if not len(table):
         raise ValueError(f"{split}: there is no example left that could be encoded")
     return table
-
-
-def predict_table(data: TaskDataModule, source: RecordSource) -> ExampleTable:
-    """Read and encode the rows of `predict_file`.
-
-    Raises:
-        ValueError: there is none, or a row is bad; names file and line.
-    """
-    return encode_table(data, _read_unlabelled(data, source, "predict_file"), "predict")
 
 
 def describe_tables(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..cache import cache_folder
+from ..tokenization import require_pad_token, tokenizer_digest
 from .text_rows import BadRows, Text
 from .tokenizer_choice import choose_tokenizer
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from .records import RecordSource
     from .task import TaskDataModule
 
-__all__ = ["ExampleTexts", "task_tokenizer"]
+__all__ = ["ExampleTexts", "take_task_tokenizer", "task_tokenizer"]
 
 
 class ExampleTexts:
@@ -49,6 +51,29 @@ class ExampleTexts:
     def key(self, cache: Path) -> str:
         """Return a hash of what the source holds."""
         return self.source.key(cache)
+
+
+def take_task_tokenizer(
+    data: TaskDataModule, given: PreTrainedTokenizerBase | None, source: RecordSource | None
+) -> str:
+    """Give a data module its tokenizer: the given one, or what `task_tokenizer` finds.
+
+    Args:
+        data: knows the name, the model, and the texts of an example.
+        given: by the caller.
+        source: the training rows, if there are any.
+
+    Returns:
+        A hash of the tokenizer.
+
+    Raises:
+        ValueError: there is none, or the task cannot use it.
+    """
+    tokenizer = given or task_tokenizer(data, source, cache_folder(data.cache_dir))
+    data.check_tokenizer(tokenizer)
+    require_pad_token(tokenizer, give=True)
+    data.tokenizer = tokenizer
+    return tokenizer_digest(tokenizer)
 
 
 def task_tokenizer(
