@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from ..cache import cache_folder
 from ..functional.packing import segment_bounds
 from ..tokenization import require_pad_token
-from .batch_plan import BatchPlan, BucketPlan, Plan, check_positive
+from .batch_plan import BatchPlan, BucketPlan, Plan, check_positive, check_settings
 from .data_facts import compare_facts
+from .every_row import check_fixed, rows_hash
 from .loader import Collate, PlannedLoader, ResumableLoader
 from .prompts import prompt_loader, takes_prompts_only
 from .row_table import Batching, check_batching, room_for_text, row_table
@@ -55,6 +56,8 @@ class LMDataModule(LightningDataModule):
     trains_affixes: ClassVar[bool]
     #: Whether prompts are padded on the left, to be continued.
     pads_left: ClassVar[bool]
+    #: Whether a row has something drawn for it in each epoch anew, such as its masks.
+    draws_each_epoch: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -85,12 +88,7 @@ class LMDataModule(LightningDataModule):
         super().__init__()
         # A live object in the hyper-parameters would make the checkpoint unreadable.
         self.save_hyperparameters(ignore=[] if is_plain_source(source) else ["source"])
-        if max_length < 8:
-            raise ValueError(f"max_length must be at least 8, got {max_length}")
-        if not 0.0 <= val_fraction < 1.0:
-            raise ValueError(f"val_fraction must lie in [0, 1), got {val_fraction}")
-        if num_workers < 0:
-            raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
+        check_settings(max_length, val_fraction, num_workers)
         check_batching(batching=batching, eval_batching=eval_batching)
         check_positive(
             batch_size=batch_size, eval_batch_size=eval_batch_size, epoch_batches=epoch_batches
@@ -152,6 +150,11 @@ class LMDataModule(LightningDataModule):
         """Return how many sentinels a tokenizer that is trained here gets."""
         return 0
 
+    @property
+    def fixed_rows(self) -> bool:
+        """Whether a training row is the same in every epoch, and can be known by its number."""
+        return not (self.streaming or self.draws_each_epoch)
+
     def prepare_data(self) -> None:
         """Train the tokenizer and tokenize, where the cache does not have them; once per node."""
         if not takes_prompts_only(self):
@@ -197,6 +200,31 @@ class LMDataModule(LightningDataModule):
     def predict_dataloader(self) -> PlannedLoader:
         """Return the texts of `predict_file`, in order."""
         return prompt_loader(self)
+
+    def row_count(self, split: str = "train") -> int:
+        """Return how many rows a split has, as training has them."""
+        return len(self._split_rows(split, f"pass {split}_file"))
+
+    def rows_fingerprint(self, split: str = "train") -> str:
+        """Return a hash of which rows a split has and what stands in them, whatever their order."""
+        return rows_hash(self, split)
+
+    def every_row(self, split: str = "train", batch_size: int | None = None) -> PlannedLoader:
+        """Return each row of a split once, in the batches of training, never shuffled nor limited.
+
+        The batches are for one process, whatever the trainer's, and the same on every call.
+
+        Args:
+            split: `train`, `val` or `test`.
+            batch_size: by default that of training.
+
+        Raises:
+            ValueError: rows are drawn anew in each epoch, or there is no such split.
+        """
+        check_fixed(self, split, batch_size)
+        rows = self._split_rows(split, f"pass {split}_file")
+        plan = self.plan(rows, batch_size or self.batch_size, None, alone=True)
+        return PlannedLoader(plan, self.collator(rows, training=True), self.num_workers)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Find where packed texts begin, here, where no device has to be waited for."""
@@ -261,9 +289,9 @@ class LMDataModule(LightningDataModule):
         plan = self.plan(rows, self.eval_batch_size or self.batch_size, None)
         return PlannedLoader(plan, self.collator(rows, training=False), self.num_workers)
 
-    def plan(self, rows: Rows, batch_size: int, seed: int | None) -> Plan:
-        """Return which rows are in which batch of this rank."""
-        rank, size = ranks(self.trainer)
+    def plan(self, rows: Rows, batch_size: int, seed: int | None, alone: bool = False) -> Plan:
+        """Return which rows are in which batch of this rank, or of a process that is alone."""
+        rank, size = (0, 1) if alone else ranks(self.trainer)
         classes = rows.widths()
         if any(width < self.max_length for _, width in classes):
             return BucketPlan(classes, batch_size * self.max_length, rank, size, seed)

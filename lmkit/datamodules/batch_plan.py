@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..functional.random import mix, permute
 
-__all__ = ["BatchPlan", "BucketPlan", "Plan", "check_positive"]
+__all__ = ["BatchPlan", "BucketPlan", "Plan", "check_positive", "check_settings"]
 
 # Batches that are shuffled at once: a call for one costs nearly as much.
 _BLOCK = 64
@@ -27,6 +27,16 @@ def check_positive(**arguments: int | None) -> None:
     for name, value in arguments.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_settings(max_length: int, val_fraction: float, num_workers: int = 0) -> None:
+    """Raise `ValueError` for a setting of a data module that lies outside its range."""
+    if max_length < 8:
+        raise ValueError(f"max_length must be at least 8, got {max_length}")
+    if not 0.0 <= val_fraction < 1.0:
+        raise ValueError(f"val_fraction must lie in [0, 1), got {val_fraction}")
+    if num_workers < 0:
+        raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
 
 
 class Plan(Protocol):

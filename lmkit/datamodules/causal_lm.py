@@ -71,6 +71,7 @@ class CausalLMDataModule(LMDataModule):
     separator_roles = ("eos_token", "sep_token")
     trains_affixes = False
     pads_left = True
+    draws_each_epoch = False
 
     def __init__(
         self,

@@ -57,6 +57,16 @@ class PlannedLoader:
     def __iter__(self) -> Iterator[Batch]:
         yield from self._batches(0, 0, len(self))
 
+    def starting_at(self, position: int) -> Iterator[Batch]:
+        """Return the batches of epoch 0 from number `position` on, `len(self) - position` of them.
+
+        Raises:
+            ValueError: `position` lies outside `[0, len(self)]`.
+        """
+        if not 0 <= position <= len(self):
+            raise ValueError(f"position must lie in [0, {len(self)}], got {position}")
+        return self._batches(0, position, len(self))
+
     def batch(self, position: int) -> Batch:
         """Return one batch of epoch 0, without those before it."""
         return self.collate(0, self.plan.batch(0, position))

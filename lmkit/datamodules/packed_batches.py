@@ -34,8 +34,9 @@ class PackedCollator:
         """Return the batch of these examples, int64 `[B]`, -1 for a filler, in `R` rows.
 
         It has `input_ids`, `attention_mask`, `segment_ids` (from 1, 0 for padding), `position_ids`
-        and the ragged columns, int64 `[R, L]`; and `index` `[R]`, the first example of each row, -1
-        where there are only fillers.
+        and the ragged columns, int64 `[R, L]`; `segment_index` `[R, S]`, the example of each
+        segment of a row, -1 behind the last one; and `index` `[R]`, the first example of each row,
+        -1 where there are only fillers.
         """
         numbers = rows.numpy()
         numbers = numbers[numbers >= 0]
@@ -55,9 +56,17 @@ class PackedCollator:
         attention = (segments > 0).astype(np.int64)
         # A row that attends to nothing makes NaN in some attention kernels: fillers keep one.
         attention[:, 0] = 1
-        index = np.array([numbers[items[0]] if items else -1 for items in packed], np.int64)
-        made |= {"attention_mask": attention, "segment_ids": segments, "position_ids": positions}
-        return {name: torch.from_numpy(array) for name, array in {**made, "index": index}.items()}
+        examples = np.full((len(packed), max(1, *map(len, packed))), -1, np.int64)
+        for row, items in enumerate(packed):
+            examples[row, : len(items)] = numbers[items]
+        made |= {
+            "attention_mask": attention,
+            "segment_ids": segments,
+            "position_ids": positions,
+            "segment_index": examples,
+            "index": examples[:, 0].copy(),
+        }
+        return {name: torch.from_numpy(array) for name, array in made.items()}
 
 
 def _packed(lengths: Sequence[int]) -> tuple[list[list[int]], int]:

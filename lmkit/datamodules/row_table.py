@@ -22,13 +22,21 @@ from .source import short_hash
 from .stream_window import TextWindow
 from .token_store import TokenStore
 
-__all__ = ["Batching", "ChunkTable", "RowTable", "check_batching", "room_for_text", "row_table"]
+__all__ = [
+    "ROWS_VERSION",
+    "Batching",
+    "ChunkTable",
+    "RowTable",
+    "check_batching",
+    "room_for_text",
+    "row_table",
+]
 
 #: How rows are made of documents.
 Batching = Literal["pack", "bucket", "chunk"]
 
-# Part of every key: raise it when tables are computed otherwise.
-_VERSION = 2
+#: Part of every key: raise it when tables are computed otherwise.
+ROWS_VERSION = 2
 Integers = NDArray[np.int64]
 Segments = tuple[Integers, Integers, Integers]
 
@@ -167,7 +175,7 @@ def row_table(
     check_batching(batching=batching)
     if isinstance(store, TextWindow):
         return RowTable(*lay_out(store, batching, body, affixes))
-    key = short_hash(["rows", _VERSION, store.path.name, batching, body, affixes])
+    key = short_hash(["rows", ROWS_VERSION, store.path.name, batching, body, affixes])
     final = cache / "rows" / key
     try:
         return RowTable.open(final)

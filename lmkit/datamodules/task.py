@@ -14,8 +14,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from .batch_plan import BatchPlan, check_positive
+from .batch_plan import BatchPlan, check_positive, check_settings
 from .data_facts import compare_facts
+from .every_row import check_fixed, rows_hash
 from .example_table import Columns, ExampleTable
 from .length_plan import LengthPlan
 from .loader import Collate, PlannedLoader, ResumableLoader
@@ -71,10 +72,7 @@ class TaskDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=[] if is_plain_source(source) else ["source"])
-        if max_length < 8:
-            raise ValueError(f"max_length must be at least 8, got {max_length}")
-        if not 0.0 <= val_fraction < 1.0:
-            raise ValueError(f"val_fraction must lie in [0, 1), got {val_fraction}")
+        check_settings(max_length, val_fraction)
         check_positive(batch_size=batch_size, eval_batch_size=eval_batch_size)
         check_positive(examples_per_class=examples_per_class)
         self.source, self.predict_file = source, predict_file
@@ -166,6 +164,11 @@ class TaskDataModule(LightningDataModule):
         """Return the fields of a row of `predict_file`, to be written beside its prediction."""
         return {}
 
+    @property
+    def fixed_rows(self) -> bool:
+        """Whether a training row is the same in every epoch: it is, however often it is drawn."""
+        return True
+
     def prepare_data(self) -> None:
         """Read, check and encode, where the cache does not have it; once per node."""
         if not self._only_predicts():
@@ -190,6 +193,10 @@ class TaskDataModule(LightningDataModule):
         if split not in self._tables:
             raise ValueError(f"there are no {split} examples; pass {split}_file")
         return self._tables[split]
+
+    def training_table(self, split: str) -> ExampleTable:
+        """Return the rows of `train`, `val` or `test` as training has them."""
+        return self.table(split)
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the training batches, drawn anew each epoch."""
@@ -225,6 +232,31 @@ class TaskDataModule(LightningDataModule):
         batch_size = self.eval_batch_size or self.batch_size
         plan = BatchPlan(len(table), batch_size, *ranks(self.trainer))
         return PlannedLoader(plan, self.collator(table, training=False), self.num_workers)
+
+    def row_count(self, split: str = "train") -> int:
+        """Return how many rows a split has, as training has them."""
+        return len(self.training_table(split))
+
+    def rows_fingerprint(self, split: str = "train") -> str:
+        """Return a hash of which rows a split has and what stands in them, whatever their order."""
+        return rows_hash(self, split)
+
+    def every_row(self, split: str = "train", batch_size: int | None = None) -> PlannedLoader:
+        """Return each row of a split once, in the batches of training, never shuffled nor limited.
+
+        The batches are for one process, whatever the trainer's, and the same on every call.
+
+        Args:
+            split: `train`, `val` or `test`.
+            batch_size: by default that of training.
+
+        Raises:
+            ValueError: rows are drawn anew in each epoch, or there is no such split.
+        """
+        check_fixed(self, split, batch_size)
+        table = self.training_table(split)
+        plan = LengthPlan(self.lengths(table), batch_size or self.batch_size)
+        return PlannedLoader(plan, self.collator(table, training=True), self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run must find unchanged."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .task import TaskDataModule
 
 __all__ = [
+    "EXAMPLES_VERSION",
     "TaskData",
     "TaskTables",
     "describe_tables",
@@ -35,8 +36,8 @@ __all__ = [
     "task_tables",
 ]
 
-# Part of every key: raise it when examples are read or encoded otherwise.
-_VERSION = 2
+#: Part of every key: raise it when examples are read or encoded otherwise.
+EXAMPLES_VERSION = 2
 
 
 class TaskTables(NamedTuple):
@@ -136,7 +137,7 @@ def task_tables(
         ValueError: a split has no example, or a row is bad; names file and line.
     """
     own, trained = network_labels(data.trainer and data.trainer.lightning_module)
-    key = short_hash(["examples", _VERSION, type(data).__name__, facts, own, trained])
+    key = short_hash(["examples", EXAMPLES_VERSION, type(data).__name__, facts, own, trained])
     final = cache / "examples" / key
     try:
         found = _open(final)

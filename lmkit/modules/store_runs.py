@@ -11,9 +11,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ..types import Batch
 from .teacher_store import Field
 
-__all__ = ["Runs", "as_array", "check_fields", "runs_of", "to_float16", "words_of"]
+__all__ = ["Runs", "as_array", "check_fields", "runs_of", "to_float16", "token_runs", "words_of"]
 
 
 class Runs(NamedTuple):
@@ -26,6 +27,35 @@ class Runs(NamedTuple):
 
     values: NDArray[Any] | Tensor
     counts: ArrayLike | Tensor
+
+
+def token_runs(values: Tensor, batch: Batch) -> tuple[Tensor, Runs]:
+    """Return what is said of each token of a batch as runs of its examples, without padding.
+
+    Args:
+        values: `[R, L, *shape]`.
+        batch: of `R` rows of `L` tokens. With `segment_index`, the examples that share a row, and
+            `segment_ids` the examples are the segments, without they are the rows.
+
+    Returns:
+        Numbers of the examples, int64 `[B]`, -1 for a filler, and their runs, in the order in which
+        `TeacherStore.segments`, or `rows`, lays them in such a batch.
+
+    Example:
+        >>> segments = torch.tensor([[1, 1, 2, 0], [1, 1, 1, 1]])
+        >>> batch = {"segment_ids": segments, "segment_index": torch.tensor([[7, 5], [6, -1]])}
+        >>> numbers, runs = token_runs(torch.arange(8).reshape(2, 4), batch)
+        >>> numbers.tolist(), runs.values.tolist(), runs.counts.tolist()
+        ([7, 5, 6], [0, 1, 2, 4, 5, 6, 7], [2, 1, 4])
+    """
+    if "segment_index" not in batch:
+        real = batch["attention_mask"] > 0
+        return batch["index"], Runs(values[real], real.sum(1))
+    segments, examples = batch["segment_ids"], batch["segment_index"]
+    number = torch.arange(1, examples.shape[1] + 1, device=segments.device)
+    counts = (segments.unsqueeze(2) == number).sum(1)
+    there = examples >= 0
+    return examples[there], Runs(values[segments > 0], counts[there])
 
 
 def to_float16(values: Tensor) -> Tensor:

@@ -34,6 +34,10 @@ def test_each_example_stands_in_one_row_once(rows):
     assert (batch["input_ids"][padding] == 0).all() and (batch["labels"][padding] == -100).all()
     assert torch.equal(batch["attention_mask"], (~padding).long())
     assert {len(tensor) for tensor in batch.values()} == {len(batch["index"])}
+    own = [n for n in batch["segment_index"].flatten().tolist() if n >= 0]
+    assert texts(batch) == [IDS[n] for n in own]
+    assert (batch["segment_index"] >= 0).sum(1).equal(batch["segment_ids"].amax(1))
+    assert batch["segment_index"][:, 0].equal(batch["index"])
     assert {row[0] for row in texts(batch)} >= {IDS[n][0] for n in batch["index"].tolist()}
 
 
@@ -48,4 +52,5 @@ def test_a_batch_has_little_padding_and_no_row_much_longer_than_its_longest_exam
 def test_fillers_alone_are_a_row_of_padding_that_attends_to_one_place():
     batch = COLLATE(0, torch.tensor([-1, -1]))
     assert batch["index"].tolist() == [-1] and batch["segment_ids"].tolist() == [[0]]
+    assert batch["segment_index"].tolist() == [[-1]]
     assert batch["attention_mask"].tolist() == [[1]] and batch["labels"].tolist() == [[-100]]

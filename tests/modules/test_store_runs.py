@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmkit.modules.store_runs import Runs, as_array, runs_of, to_float16
+from lmkit.modules.store_runs import Runs, as_array, runs_of, to_float16, token_runs
 
 REAL = np.array([True, True, False, True])
 ROWS = [np.arange(6.0).reshape(2, 3), np.zeros((0, 3)), np.full((4, 3), 9.0), np.ones((1, 3))]
@@ -85,3 +85,18 @@ def test_integers_that_do_not_fit_are_refused():
         as_array(torch.tensor([3, 65536]), np.dtype(np.uint16))
     with pytest.raises(ValueError, match="do not fit int32"):
         as_array(np.array([0.5]), np.dtype(np.int32))
+
+
+def test_the_tokens_of_a_batch_are_those_of_its_rows_or_of_its_segments():
+    values = torch.arange(36.0).reshape(3, 4, 3)
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
+    rows = {"attention_mask": mask, "index": torch.tensor([4, -1, 2])}
+    numbers, runs = token_runs(values, rows)
+    assert numbers.tolist() == [4, -1, 2] and runs.counts.tolist() == [3, 1, 4]
+    assert torch.equal(runs.values, torch.cat([values[0, :3], values[1, :1], values[2]]))
+    segments = torch.tensor([[1, 2, 2, 0], [0, 0, 0, 0], [1, 1, 2, 3]])
+    examples = torch.tensor([[4, 9, -1], [-1, -1, -1], [2, 0, 1]])
+    shared = rows | {"segment_ids": segments, "segment_index": examples}
+    numbers, runs = token_runs(values, shared)
+    assert numbers.tolist() == [4, 9, 2, 0, 1] and runs.counts.tolist() == [1, 2, 2, 1, 1]
+    assert torch.equal(runs.values, torch.cat([values[0, :3], values[2]]))
