@@ -127,7 +127,8 @@ def as_array(values: ArrayLike | Tensor, dtype: np.dtype[Any] | None = None) -> 
     elif isinstance(values, Tensor) and values.dtype == torch.bfloat16:  # numpy does not know it
         values = values.float()
     given = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    if dtype is None or given.dtype == dtype:
+    dtype = dtype or given.dtype.newbyteorder("=")
+    if given.dtype == dtype:
         return given
     made = given.astype(dtype)
     if dtype.kind in "iu" and not np.array_equal(made, given):

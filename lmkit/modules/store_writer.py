@@ -100,7 +100,7 @@ class StoreWriter:
     def lacks(self, numbers: ArrayLike | Tensor) -> NDArray[np.bool_]:
         """Return which examples were not written yet: bool, of the shape of `numbers`; not -1."""
         numbers = np.asarray(as_array(numbers), np.int64)
-        lacking: NDArray[np.bool_] = (numbers >= 0) & ~self._there[numbers]
+        lacking: NDArray[np.bool_] = (numbers >= 0) & ~self._there[numbers.clip(0)]
         return lacking
 
     def write(

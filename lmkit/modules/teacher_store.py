@@ -170,12 +170,13 @@ class TeacherStore:
             raise ValueError(f"there is no field {field!r}; there are {', '.join(self.fields)}")
         numbers = np.asarray(numbers, np.int64)
         starts, counts = self._index[field]
+        real = numbers.clip(0)
         if numbers.max(initial=-1) >= self.examples:
             raise ValueError(
                 f"numbers must lie below {self.examples}, the examples of the store, got "
                 f"{numbers.max()}"
             )
-        return starts[numbers], np.where(numbers < 0, 0, counts[numbers])
+        return starts[real], np.where(numbers < 0, 0, counts[real])
 
     @property
     def disk_bytes(self) -> int:

@@ -75,6 +75,7 @@ def test_numbers_become_those_of_the_type_that_is_asked_for():
     assert as_array(torch.tensor([1.5], dtype=torch.bfloat16)).dtype == np.float32
     assert as_array(torch.tensor([1.5], requires_grad=True)).tolist() == [1.5]
     assert as_array(torch.tensor([3, 65535]), np.dtype(np.uint16)).dtype == np.uint16
+    assert as_array(np.array([1, 258], ">i4")).tobytes() == np.array([1, 258], np.int32).tobytes()
     frozen = np.array([[1e6, 2.0]])[:, ::-1]
     frozen.setflags(write=False)
     assert as_array(frozen, half).tolist() == [[2.0, 65504.0]] and frozen[0, 1] == 1e6

@@ -69,7 +69,7 @@ def test_examples_of_one_row_stand_end_to_end_wherever_there_is_none_between(sto
 def test_no_example_at_all_has_no_rows(store):
     assert store.rows("hidden", np.zeros(0, np.int64), width=4).shape == (0, 4, 3)
     assert store.segments("hidden", np.zeros((2, 0), np.int64), width=4).shape == (2, 4, 3)
-    assert store.rows("ids", [-1, -1]).shape == (2, 0, 2, 2)
+    assert store.rows("ids", [-1, -100]).shape == (2, 0, 2, 2)
 
 
 def test_a_width_that_cuts_a_run_is_refused(store):
