@@ -159,11 +159,10 @@ class FolderLock:
         stream, self._stream = self._stream, None
         if stream is None:
             return
+        # Not by closing alone: workers that were forked have the file open, and locked, still.
         stream.truncate(0)
         with suppress(OSError):  # Windows removes no open file: an empty one is nobody's
             self.path.unlink()
-        # Not by closing alone: workers that were forked have the file open still.
-        _lock(stream, let_go=True)
         stream.close()
 
     def _taken_by(self) -> str | None:
@@ -184,12 +183,12 @@ class FolderLock:
             stream.close()  # its owner has removed it since it was opened
 
 
-def _lock(stream: IO[str], let_go: bool = False) -> bool | None:
+def _lock(stream: IO[str]) -> bool | None:
     """Return whether the file could be locked; `None` where the system cannot tell."""
     if fcntl is None:
         return None
     try:
-        fcntl.flock(stream, fcntl.LOCK_UN if let_go else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks
