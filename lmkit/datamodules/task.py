@@ -234,29 +234,32 @@ class TaskDataModule(LightningDataModule):
         return PlannedLoader(plan, self.collator(table, training=False), self.num_workers)
 
     def row_count(self, split: str = "train") -> int:
-        """Return how many rows a split has, as training has them."""
-        return len(self.training_table(split))
+        """Return how many rows a split has, as training or evaluation has them."""
+        return len(self.training_table(split) if split == "train" else self.table(split))
 
     def rows_fingerprint(self, split: str = "train") -> str:
         """Return a hash of which rows a split has and what stands in them, whatever their order."""
         return rows_hash(self, split)
 
     def every_row(self, split: str = "train", batch_size: int | None = None) -> PlannedLoader:
-        """Return each row of a split once, in the batches of training, never shuffled nor limited.
+        """Return each row of a split once, never shuffled nor limited.
 
-        The batches are for one process, whatever the trainer's, and the same on every call.
+        The batches are for one process, whatever the trainer's, and the same on every call; they
+        are made as those of training, or of evaluation.
 
         Args:
             split: `train`, `val` or `test`.
-            batch_size: by default that of training.
+            batch_size: by default that of training, or of evaluation.
 
         Raises:
             ValueError: rows are drawn anew in each epoch, or there is no such split.
         """
         check_fixed(self, split, batch_size)
-        table = self.training_table(split)
-        plan = LengthPlan(self.lengths(table), batch_size or self.batch_size)
-        return PlannedLoader(plan, self.collator(table, training=True), self.num_workers)
+        training = split == "train"
+        table = self.training_table(split) if training else self.table(split)
+        usual = self.batch_size if training else self.eval_batch_size or self.batch_size
+        plan = LengthPlan(self.lengths(table), batch_size or usual)
+        return PlannedLoader(plan, self.collator(table, training), self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run must find unchanged."""

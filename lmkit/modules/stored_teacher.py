@@ -188,10 +188,8 @@ def _counts(slots: Tensor, total: int) -> NDArray[np.int64]:
 
 def store_key(teacher: Teacher, datamodule: Any, split: str) -> dict[str, Any]:
     """Return what anything that is kept of a teacher and a split depends on."""
-    facts = dict(datamodule.state_dict()["facts"])
-    if facts.get("examples_per_class") is None:
-        facts.pop("seed", None)  # of the order, which is not that of the store
-    return {"teacher": teacher.facts.fingerprint, "data": facts, "split": split}
+    rows = datamodule.rows_fingerprint(split)
+    return {"teacher": teacher.facts.fingerprint, "rows": rows, "split": split}
 
 
 def cache_of(datamodule: Any, cache_dir: str | None) -> Path:
