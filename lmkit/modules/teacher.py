@@ -137,7 +137,8 @@ def teacher_facts(name: str, module: LMModule) -> TeacherFacts:
         [] if head is not None else label_list(config),
         0 if head is None else int(cast(Tensor, head.weight).shape[0]),
         vocabulary_digest(module.tokenizer) if module.tokenizer else "",
-        list(module.base.get("fresh", [])),
+        # A checkpoint says what was drawn before it was trained.
+        [] if is_checkpoint(name) else list(module.base.get("fresh", [])),
     )
 
 
