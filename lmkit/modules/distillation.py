@@ -293,6 +293,7 @@ class DistillationModule(LMModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse other teachers than those of a run that goes on."""
         super().on_load_checkpoint(checkpoint)
+        self.task_module.tokenizer = self.tokenizer
         self.teachers.check_same(checkpoint["lmkit"].get("teachers", {}))
         restore_projections(self.projections, checkpoint["state_dict"])
 
