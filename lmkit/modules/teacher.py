@@ -31,6 +31,13 @@ __all__ = [
     "teacher_shape",
 ]
 
+# The names of their weights are alike, so that one would load as another.
+_HEADS = (
+    "ForMultipleChoice",
+    "ForQuestionAnswering",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+)
 _PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -84,6 +91,7 @@ class Teacher:
     def __init__(self, name: str, student: LMModule, precision: str = "fp32") -> None:
         self.name = name
         self.module = _load(name, student)
+        _settle_task(name, self.module, student)
         self.facts = teacher_facts(name, self.module)
         self.module.eval().requires_grad_(False).to(_PRECISIONS[precision])
 
@@ -228,6 +236,26 @@ def _load(name: str, student: LMModule) -> LMModule:
     except ValueError as error:
         raise ValueError(f"the teacher {name!r} cannot be loaded: {error}") from error
     return module
+
+
+def _settle_task(name: str, module: LMModule, student: LMModule) -> None:
+    """Check that a teacher tells classes, labels or values as the student does.
+
+    A folder that does not say which is taken to be of the student's kind.
+    """
+    config = module.network.config
+    if config.problem_type is None:
+        config.problem_type = student.network.config.problem_type
+    ours, theirs = (getattr(each, "task", None) for each in (student, module))
+    saved = "" if is_checkpoint(name) else (named_config(name).architectures or [""])[0]
+    other = [head for head in _HEADS if saved.endswith(head)]
+    if other and not type(module.network).__name__.endswith(other[0]):
+        ours, theirs = type(student).__name__, saved
+    if ours != theirs:
+        raise ValueError(
+            f"the teacher {name} is for {theirs} and the student for {ours}: they have to be of "
+            "one task"
+        )
 
 
 def _tokenizer_of(name: str) -> Any:

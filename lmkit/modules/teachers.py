@@ -237,7 +237,7 @@ class Teachers:
             if not self.uses_logits:
                 self.alignments.append(Alignment(None, None))
                 continue
-            if facts.fresh and any(_is_head(name) for name in facts.fresh):
+            if facts.fresh:
                 raise ValueError(
                     f"the teacher {facts.name} has no trained head: {', '.join(facts.fresh[:3])} "
                     "would be drawn at random. Fine-tune it on the task first, and give the "
@@ -251,7 +251,3 @@ def _has_rows(datamodule: Any, split: str) -> bool:
         return bool(datamodule.row_count(split))
     except ValueError:
         return False
-
-
-def _is_head(name: str) -> bool:
-    return "pooler" not in name
