@@ -167,6 +167,8 @@ class DistillationModule(LMModule):
 
     def setup(self, stage: str) -> None:
         """Set up the student, find the teachers, and make the projections between their states."""
+        self.configure_model()
+        self.task_module._trainer = self._trainer
         if stage != "predict":
             self._meet(required=stage == "fit")
         self.task_module.setup(stage)
