@@ -175,6 +175,8 @@ class DistillationModule(LMModule):
         super().setup(stage)
         show_maps(self.network, self._terms.places)
         self.teachers.attend()
+        if stage == "fit" and not self._terms.uses_scores:
+            freeze_unreached(self.network, self._terms.places)
         if stage == "fit":
             self.teachers.open(self.task_module, getattr(self.trainer, "datamodule", None))
         if stage == "fit" and self.hparams["on_policy"]:
@@ -190,8 +192,6 @@ class DistillationModule(LMModule):
         self.teachers.options = self.teachers.options._replace(autocast=self.trainer.precision)
         if self.teachers.there:
             self.report = DistillationReport(task)
-        if required and not self._terms.uses_scores:
-            freeze_unreached(self.network, self._terms.places)
 
     def on_fit_start(self) -> None:
         """Learn how long the run is."""
