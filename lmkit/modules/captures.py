@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -121,6 +122,8 @@ def freeze_unreached(network: PreTrainedModel, places: Iterable[Place]) -> list[
     behind = [name for name, g in zip(trainable, gradients, strict=True) if g is None]
     for name in behind:
         trainable[name].requires_grad_(False)
+    if behind:
+        rank_zero_info(f"no loss reaches these weights, which stay as they are: {', '.join(behind)}")
     return behind
 
 
