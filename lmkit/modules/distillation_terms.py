@@ -56,6 +56,9 @@ class Terms:
         losses: against the teachers.
         own: weight of the student's own loss.
 
+    Raises:
+        ValueError: nothing has a weight.
+
     Attributes:
         places: what is kept of the inside of the student.
     """
@@ -65,6 +68,11 @@ class Terms:
         self.places: list[Place] = []
         self._pairs: dict[int, Pairs] = {}
         self._total: int | None = None
+        if not any(each.weight or each.final_weight for each in (own, *losses)):
+            raise ValueError(
+                "there is nothing to learn from: hard_weight is 0, and so are the weights of all "
+                "losses; raise one of them"
+            )
 
     @property
     def uses_scores(self) -> bool:
