@@ -187,7 +187,10 @@ class DistillationModule(LMModule):
         task = self.task_module
         task._trainer = self._trainer
         if not self.teachers.shapes and self.teachers.look(task, ask_hub=True):
-            self.projections = self._terms.lay_out(self.network, self.teachers)
+            made = self._terms.lay_out(self.network, self.teachers)
+            # A checkpoint that was loaded without the teachers brought them trained.
+            kept = {name: each for name, each in self.projections.items() if name in made}
+            self.projections = nn.ModuleDict({**made, **kept})
         self.teachers.find(task, required)
         self.teachers.options = self.teachers.options._replace(autocast=self.trainer.precision)
         if self.teachers.there:
