@@ -123,7 +123,9 @@ def freeze_unreached(network: PreTrainedModel, places: Iterable[Place]) -> list[
     for name in behind:
         trainable[name].requires_grad_(False)
     if behind:
-        rank_zero_info(f"no loss reaches these weights, which stay as they are: {', '.join(behind)}")
+        rank_zero_info(
+            f"no loss reaches these weights, which stay as they are: {', '.join(behind)}"
+        )
     return behind
 
 
