@@ -150,7 +150,7 @@ class DistillationModule(LMModule):
         """Let the teachers write down what they say, where that is asked for; once per node."""
         written = self.hparams["cache"] or self.hparams["sequence_level"]
         if written and self.trainer.state.fn == TrainerFn.FITTING:
-            self._meet(required=True)
+            self._meet("fit")
             self.teachers.to(self.trainer.strategy.root_device)
             with self.trainer.precision_plugin.forward_context():
                 self.teachers.prepare(self.task_module, getattr(self.trainer, "datamodule", None))
@@ -162,39 +162,35 @@ class DistillationModule(LMModule):
         task = self.task_module
         build_student(self, task, self.hparams["student_layers"])
         self.metrics = task.metrics = make_metrics(self)
-        if self.teachers.look(task, ask_hub=self._trainer is not None):
-            self.projections = self._terms.lay_out(self.network, self.teachers)
+        self._look(ask_hub=self._trainer is not None)
 
     def setup(self, stage: str) -> None:
         """Set up the student, find the teachers, and make the projections between their states."""
-        self.configure_model()
-        self.task_module._trainer = self._trainer
-        if stage != "predict":
-            self._meet(required=stage == "fit")
+        self._meet(stage)
         self.task_module.setup(stage)
         super().setup(stage)
         show_maps(self.network, self._terms.places)
         self.teachers.attend()
-        if stage == "fit" and not self._terms.uses_scores:
-            freeze_unreached(self.network, self._terms.places)
         if stage == "fit":
+            if not self._terms.uses_scores:
+                freeze_unreached(self.network, self._terms.places)
+            if self.hparams["on_policy"]:
+                check_writes(self.task_module)
             self.teachers.open(self.task_module, getattr(self.trainer, "datamodule", None))
-        if stage == "fit" and self.hparams["on_policy"]:
-            check_writes(self.task_module)
 
-    def _meet(self, required: bool) -> None:
+    def _meet(self, stage: str) -> None:
         self.configure_model()
-        task = self.task_module
-        task._trainer = self._trainer
-        if not self.teachers.shapes and self.teachers.look(task, ask_hub=True):
-            made = self._terms.lay_out(self.network, self.teachers)
-            # A checkpoint that was loaded without the teachers brought them trained.
-            kept = {name: each for name, each in self.projections.items() if name in made}
-            self.projections = nn.ModuleDict({**made, **kept})
-        self.teachers.find(task, required)
-        self.teachers.options = self.teachers.options._replace(autocast=self.trainer.precision)
+        self.task_module._trainer = self._trainer
+        if stage != "predict":
+            self._look(ask_hub=True)
+            self.teachers.find(self.task_module, required=stage == "fit")
+            self.teachers.options = self.teachers.options._replace(autocast=self.trainer.precision)
         if self.teachers.there:
-            self.report = DistillationReport(task)
+            self.report = DistillationReport(self.task_module)
+
+    def _look(self, ask_hub: bool) -> None:
+        if not self.teachers.shapes and self.teachers.look(self.task_module, ask_hub):
+            self.projections = self._terms.lay_out(self.network, self.teachers, self.projections)
 
     def on_fit_start(self) -> None:
         """Learn how long the run is."""
@@ -209,9 +205,7 @@ class DistillationModule(LMModule):
             batch = self.teachers.texts.replace(batch)
         elif self.training and takes_turn(share, self.seed or 0, self.global_step):
             batch = with_own_words(task, batch, self.hparams["prompt_share"])
-        for number, said in enumerate(self.teachers.read(batch, self.training)):
-            batch = attach(batch, number, said)
-        return batch
+        return attach(batch, self.teachers.read(batch, self.training))
 
     def step(self, batch: Batch) -> StepOutput:
         """Compute the losses of a batch; in evaluation the student's own alone.

@@ -80,12 +80,15 @@ class Terms:
         weights = self.own.weight, self.own.final_weight
         return any(weights) or any(isinstance(loss, LogitLoss) for loss in self.losses)
 
-    def lay_out(self, network: PreTrainedModel, teachers: Teachers) -> nn.ModuleDict:
+    def lay_out(
+        self, network: PreTrainedModel, teachers: Teachers, before: nn.ModuleDict
+    ) -> nn.ModuleDict:
         """Choose the layers that are compared, and make what maps the student's states.
 
         Args:
             network: the student's.
             teachers: whose shapes are known; what is to be kept of them is told to them.
+            before: projections that are there, as of a checkpoint that was loaded without them.
 
         Returns:
             The projections, by number of the loss and pair of layers.
@@ -105,6 +108,7 @@ class Terms:
             if isinstance(loss, HiddenLoss):
                 widths = width_of(network, loss.stack), shape.widths[loss.stack]
                 made.update(_projections(loss, number, pairs, *widths))
+        made.update({name: before[name] for name in made if name in before})
         return made
 
     def plan(self, trainer: Trainer) -> None:

@@ -60,9 +60,10 @@ def align(ours: Sequence[str], vocabulary: int, tokens: int, facts: TeacherFacts
     return Alignment(None, tokens)
 
 
-def attach(batch: Batch, number: int, said: Mapping[str, Tensor]) -> Batch:
-    """Add what a teacher said to a batch."""
-    return {**batch, **{f"{_PREFIX}.{number}.{name}": tensor for name, tensor in said.items()}}
+def attach(batch: Batch, said: Sequence[Mapping[str, Tensor]]) -> Batch:
+    """Add what each teacher said to a batch."""
+    named = {f"{_PREFIX}.{n}.{name}": t for n, each in enumerate(said) for name, t in each.items()}
+    return {**batch, **named}
 
 
 class Said(NamedTuple):

@@ -186,7 +186,7 @@ def test_the_shape_of_a_teacher_is_known_without_its_weights(tmp_path: Path) -> 
     shape = teacher_shape(lessons.teacher("denoising"), lessons.student("denoising"))
     assert shape.depths == {"encoder": 4, "decoder": 4}
     assert shape.widths == {"encoder": 24, "decoder": 24}
-    with pytest.raises(ValueError, match="no teacher at nowhere.ckpt"):
+    with pytest.raises(ValueError, match=r"no teacher at nowhere\.ckpt"):
         teacher_shape("nowhere.ckpt", lessons.student("denoising"))
 
 
