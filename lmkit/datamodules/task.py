@@ -194,10 +194,6 @@ class TaskDataModule(LightningDataModule):
             raise ValueError(f"there are no {split} examples; pass {split}_file")
         return self._tables[split]
 
-    def training_table(self, split: str) -> ExampleTable:
-        """Return the rows of `train`, `val` or `test` as training has them."""
-        return self.table(split)
-
     def train_dataloader(self) -> ResumableLoader:
         """Return the training batches, drawn anew each epoch."""
         table = self.table("train")
@@ -235,7 +231,7 @@ class TaskDataModule(LightningDataModule):
 
     def row_count(self, split: str = "train") -> int:
         """Return how many rows a split has, as training or evaluation has them."""
-        return len(self.training_table(split) if split == "train" else self.table(split))
+        return len(self.table(split))
 
     def rows_fingerprint(self, split: str = "train") -> str:
         """Return a hash of which rows a split has and what stands in them, whatever their order."""
@@ -244,8 +240,7 @@ class TaskDataModule(LightningDataModule):
     def every_row(self, split: str = "train", batch_size: int | None = None) -> PlannedLoader:
         """Return each row of a split once, never shuffled nor limited.
 
-        The batches are for one process, whatever the trainer's, and the same on every call; they
-        are made as those of training, or of evaluation.
+        The batches are for one process, the same on every call, as in training or evaluation.
 
         Args:
             split: `train`, `val` or `test`.
@@ -255,8 +250,7 @@ class TaskDataModule(LightningDataModule):
             ValueError: rows are drawn anew in each epoch, or there is no such split.
         """
         check_fixed(self, split, batch_size)
-        training = split == "train"
-        table = self.training_table(split) if training else self.table(split)
+        training, table = split == "train", self.table(split)
         usual = self.batch_size if training else self.eval_batch_size or self.batch_size
         plan = LengthPlan(self.lengths(table), batch_size or usual)
         return PlannedLoader(plan, self.collator(table, training), self.num_workers)

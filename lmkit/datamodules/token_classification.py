@@ -145,7 +145,7 @@ class TokenClassificationDataModule(TaskDataModule):
         self.scheme = scheme
         self.label_pieces = label_pieces
         self._asked: list[TaggedText] = []
-        self._windows: dict[str, tuple[ExampleTable, ExampleTable]] = {}
+        self._windows: tuple[ExampleTable, ExampleTable] | None = None
 
     def read(self, source: RecordSource, labelled: bool, bad: BadRows) -> list[TaggedText]:
         """Return the sentences of a source."""
@@ -198,28 +198,19 @@ class TokenClassificationDataModule(TaskDataModule):
         return columns
 
     def table(self, split: str) -> ExampleTable:
-        """Return the sentences of `val` or `test`, or the rows of `train`.
-
-        Raises:
-            ValueError: there are none.
-        """
-        return self.training_table(split) if split == "train" else super().table(split)
-
-    def training_table(self, split: str) -> ExampleTable:
-        """Return the rows of a split: its sentences, of a long one each window.
+        """Return the sentences of `val` or `test`, or the rows of `train`: of a long one windows.
 
         Raises:
             ValueError: there are none.
         """
         table = super().table(split)
-        if int(table.ragged("input_ids").lengths.max()) <= self.max_length:
+        if split != "train" or int(table.ragged("input_ids").lengths.max()) <= self.max_length:
             return table
         assert self.tokenizer is not None
-        if split not in self._windows or self._windows[split][0] is not table:
+        if self._windows is None or self._windows[0] is not table:
             layout = WordLayout.of(self.tokenizer, self.max_length)
-            made = ExampleTable.of(training_columns(table, layout), table.meta)
-            self._windows[split] = table, made
-        return self._windows[split][1]
+            self._windows = table, ExampleTable.of(training_columns(table, layout), table.meta)
+        return self._windows[1]
 
     def collator(self, table: ExampleTable, training: bool) -> Collate:
         """Return what makes batches: of rows in training, of whole sentences in evaluation."""

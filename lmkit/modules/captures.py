@@ -48,7 +48,7 @@ class Place(NamedTuple):
     stack: str = ""
 
     def __str__(self) -> str:
-        return f"{self.stack and self.stack + '.'}{self.kind}.{self.layer}"
+        return "_".join(filter(None, (self.stack, self.kind, str(self.layer))))
 
 
 #: What was captured, by place.

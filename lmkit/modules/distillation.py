@@ -116,14 +116,11 @@ class DistillationModule(LMModule):
         # The student's optimizer is this module's.
         shared = [name for name in signature(LMModule).parameters if name in task.hparams]
         super().__init__(**{name: task.hparams[name] for name in shared})
-        written = cache, cache_precision, cache_top_k, cache_dir, sequence_level, on_policy
-        self.teachers = Teachers(
-            [teacher] if isinstance(teacher, str) else list(teacher),
-            made,
-            TeacherOptions(
-                teacher_weights, wrong_weight, teacher_precision, *written, prompt_share
-            ),
-        )
+        cached = cache, cache_precision, cache_top_k, cache_dir
+        written = sequence_level, on_policy, prompt_share
+        how = teacher_weights, wrong_weight, teacher_precision, *cached, *written
+        names = [teacher] if isinstance(teacher, str) else list(teacher)
+        self.teachers = Teachers(names, made, TeacherOptions(*how))
         own = HardLoss(weight=hard_weight, final_weight=final_hard_weight, start=hard_start)
         self._terms = Terms(made, own)
         # Not a part of this module: its network is, under the name that all modules have for it.

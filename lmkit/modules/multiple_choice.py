@@ -119,7 +119,7 @@ class MultipleChoiceModule(LMModule):
         shares = choices / choices.sum(1, keepdim=True).clamp(min=1) * valid.unsqueeze(1)
         rows = torch.arange(len(valid), device=valid.device) * choices.shape[1]
         how = rows, tokens.flatten(0, 1), shares.flatten()
-        return Scores("classes", output.logits, valid, batch["labels"], *how)
+        return Scores("classes", output.logits, valid, batch["labels"], *how, ragged=True)
 
     def build_metrics(self) -> dict[str, Metric]:
         """Make loss and accuracy."""

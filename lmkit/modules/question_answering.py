@@ -165,7 +165,7 @@ class QuestionAnsweringModule(LMModule):
         assert output.logits is not None
         found = row_scores("classes", output.logits.transpose(1, 2), batch)
         labels = torch.stack([batch["start_positions"], batch["end_positions"]], 1)
-        return found._replace(labels=labels)
+        return found._replace(labels=labels, ragged=True)
 
     def build_metrics(self) -> dict[str, Metric]:
         """Make loss, exact match and F1."""

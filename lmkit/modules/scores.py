@@ -30,6 +30,8 @@ class Scores(NamedTuple):
         shares: float `[R]`, how many items each row stands for; they add up to those that count.
         segments: int64 `[R, L]`, which tokens of a row belong to one text; `None` for one text.
         written: bool `[R, T]`, the real tokens of the decoder, where there is one.
+        ragged: whether each item has classes of its own, as many as it happens to have, and the
+            logits are minus infinity where there is none.
     """
 
     kind: Literal["classes", "labels", "value"]
@@ -41,6 +43,7 @@ class Scores(NamedTuple):
     shares: Tensor
     segments: Tensor | None = None
     written: Tensor | None = None
+    ragged: bool = False
 
 
 def real_tokens(batch: Batch) -> Tensor:

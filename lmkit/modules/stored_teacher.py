@@ -20,10 +20,11 @@ from ..types import Batch
 from .base import LMModule
 from .captures import Place
 from .scores import Scores
-from .store_runs import Runs
+from .store_runs import Runs, to_float16
 from .store_writer import StoreWriter
 from .teacher import Teacher
 from .teacher_store import TeacherStore, store_folder
+from .teacher_view import present
 
 if TYPE_CHECKING:
     from .teacher_options import TeacherOptions
@@ -33,7 +34,6 @@ __all__ = ["StoredTeacher", "cache_of", "passing_over", "store_key", "write_teac
 
 # What a kill may cost.
 _COMMIT_SECONDS = 10.0
-_TYPES = {"fp16": "float16", "fp32": "float32"}
 # In a batch what has only the items and tokens that count, see `teacher_view`.
 _RUNS = "runs."
 
@@ -115,9 +115,7 @@ def write_teacher(
         return StoredTeacher(TeacherStore.open(folder, key))
     except (FileNotFoundError, RuntimeError):
         pass  # not there, or half written
-    names = ["logits", "log_probabilities", "tail", *map(str, places)]
-    kinds = {**dict.fromkeys(names, _TYPES[options.cache_precision]), "ids": "int32"}
-    with StoreWriter(folder, datamodule.row_count(split), key, kinds) as writer:
+    with StoreWriter(folder, datamodule.row_count(split), key) as writer:
         for batch in passing_over(datamodule, split, writer, f"{split} rows to {teacher.name}"):
             moved = {name: tensor.to(teacher.module.device) for name, tensor in batch.items()}
             prepared = task.prepare(moved)
@@ -140,18 +138,31 @@ def _fields(
     valid = scores.valid
     of_items = _counts(_slots(batch, scores, len(numbers))[valid], len(numbers))
     logits = scores.logits[valid].float()
-    if options.cache_top_k is None or scores.kind != "classes":
+    if scores.ragged:
+        there = present(scores)
+        each = scores.logits.reshape(len(valid), -1, there.shape[1]).transpose(1, 2)
+        slots = _slots(batch, scores, len(numbers)).repeat_interleave(there.sum(1))
+        of_items = _counts(slots, len(numbers))
+        parts = {"choices": each[there].float()}
+    elif options.cache_top_k is None or scores.kind != "classes":
         parts = {"logits": logits}
     else:
         k = min(options.cache_top_k, logits.shape[-1])
         parts = dict(zip(TopK._fields, top_k_of(logits, k), strict=True))
-    fields = {name: Runs(part, of_items) for name, part in parts.items()}
+    fields = {name: Runs(_kept(part, options), of_items) for name, part in parts.items()}
     for name, tensor in kept.items():
-        tokens = scores.written if name.startswith("decoder.") else scores.tokens
+        tokens = scores.written if name.startswith("decoder_") else scores.tokens
         assert tokens is not None
         of_tokens = _counts(_token_slots(batch, tokens, len(numbers))[tokens], len(numbers))
-        fields[name] = Runs(tensor[tokens].float(), of_tokens)
+        fields[name] = Runs(_kept(tensor[tokens], options), of_tokens)
     return numbers, fields
+
+
+def _kept(tensor: Tensor, options: TeacherOptions) -> Tensor:
+    """Return numbers in the type that they are kept in."""
+    if not tensor.is_floating_point():
+        return tensor.int()
+    return to_float16(tensor) if options.cache_precision == "fp16" else tensor.float()
 
 
 def _examples(batch: Batch) -> NDArray[np.int64]:

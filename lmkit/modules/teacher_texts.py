@@ -48,8 +48,7 @@ class TeacherTexts:
             return
         except (FileNotFoundError, RuntimeError):
             pass  # not there, or half written
-        kinds = {"written": "int32"}
-        with StoreWriter(folder, self.datamodule.row_count("train"), key, kinds) as writer:
+        with StoreWriter(folder, self.datamodule.row_count("train"), key) as writer:
             words = f"texts by {teacher.name}"
             for batch in passing_over(self.datamodule, "train", writer, words):
                 moved = {name: t.to(teacher.module.device) for name, t in batch.items()}

@@ -14,7 +14,7 @@ from .captures import Place
 from .scores import Scores
 from .teacher import TeacherFacts, class_order
 
-__all__ = ["Alignment", "Said", "align", "attach", "said_of", "spread"]
+__all__ = ["Alignment", "Said", "align", "attach", "present", "said_of", "spread"]
 
 # In a batch what a teacher said stands under this, its number, and the name of the tensor; what
 # comes from a store has only the items and tokens that count, one after the other.
@@ -103,6 +103,10 @@ def said_of(
         parts = [batch[f"{start}{_RUNS}{name}"] for name in TopK._fields]
         return Said(None, TopK(*(spread(part, scores.valid) for part in parts)), inside)
     logits = batch.get(f"{start}logits")
+    if (runs := batch.get(f"{start}{_RUNS}choices")) is not None:
+        there = present(scores)
+        each = spread(runs, there).masked_fill(~there.unsqueeze(-1), -torch.inf)
+        logits = each.transpose(1, 2).reshape(scores.logits.shape)
     if logits is None and f"{start}{_RUNS}logits" in batch:
         logits = spread(batch[f"{start}{_RUNS}logits"], scores.valid)
     if logits is None:
@@ -110,6 +114,12 @@ def said_of(
     if alignment.order is not None:
         logits = logits[..., alignment.order]
     return Said(logits[..., : alignment.width], None, inside)
+
+
+def present(scores: Scores) -> Tensor:
+    """Return which classes each item has, where each has its own: bool `[N, C]`."""
+    first = scores.logits.reshape(len(scores.valid), -1, scores.logits.shape[-1])[:, 0]
+    return (first > -torch.inf) & scores.valid.unsqueeze(1)
 
 
 def spread(runs: Tensor, places: Tensor) -> Tensor:
