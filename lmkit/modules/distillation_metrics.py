@@ -108,7 +108,7 @@ def difference_rows(
 
     Args:
         found: as it computes it.
-        names: of the classes.
+        names: of the classes; their numbers stand in the table where there are none.
         texts: of the examples by number, where they are known.
     """
     rows = []
@@ -117,10 +117,14 @@ def difference_rows(
             {
                 "example": int(number),
                 "text": texts.get(int(number), ""),
-                "label": names[int(label)] if label >= 0 else "",
-                "student": names[int(ours)],
-                "teacher": names[int(theirs)],
+                "label": _named(label, names) if label >= 0 else "",
+                "student": _named(ours, names),
+                "teacher": _named(theirs, names),
                 "divergence": divergence,
             }
         )
     return rows
+
+
+def _named(number: float, names: Sequence[str]) -> str:
+    return names[int(number)] if names else str(int(number))

@@ -80,6 +80,8 @@ class DistillationReport(nn.Module):
             theirs = _like_output(task, output, teacher, scores)
             task.update_metrics(cast(Any, self.teacher[stage]), theirs, batch)
         simple = scores.kind == "classes" and scores.logits.ndim == 2 and "index" in batch
+        # The items of a language model are tokens, be there as many as rows.
+        simple = simple and task.network.get_output_embeddings() is None
         if stage == "test" and simple and len(batch["index"]) == len(teacher):
             self.differences.update(scores, teacher, batch["index"])
         return shown
@@ -106,7 +108,10 @@ class DistillationReport(nn.Module):
             return []
         found = self.differences.compute()
         numbers = found[:, 0].long().tolist()
-        return difference_rows(found, label_list(task.network.config), _texts(datamodule, numbers))
+        names = label_list(task.network.config)
+        # Choices have no names, and more or fewer of them than a config says.
+        named = [] if all(name.startswith("LABEL_") for name in names) else names
+        return difference_rows(found, named, _texts(datamodule, numbers))
 
 
 def continue_comparison(
