@@ -182,7 +182,9 @@ class Terms:
                     "LogitLoss(temperature=1.0), or keep all logits"
                 )
             return top_k_divergence(scores.logits, top, scores.valid)
-        teacher = mixture(scores, said, teachers.options.weights, temperature)
+        # Of distances of logits the mean is that of logits, and there is no temperature.
+        mixed_at = None if loss.divergence == "mse" else temperature
+        teacher = mixture(scores, said, teachers.options.weights, mixed_at)
         student = scores.logits[..., : teacher.shape[-1]]
         if scores.kind == "value":
             each = value_distance(student, teacher, scores.valid)
@@ -218,14 +220,16 @@ class Terms:
         return rows @ scores.shares.to(rows) / scores.shares.sum().clamp(min=1)
 
 
-def mixture(scores: Scores, said: Sequence[Said], weights: Any, temperature: float = 1.0) -> Tensor:
+def mixture(
+    scores: Scores, said: Sequence[Said], weights: Any, temperature: float | None = 1.0
+) -> Tensor:
     """Return the logits of all teachers together, of the shape of one's.
 
     Args:
         scores: of the student, which know what kind of scores they are, and the labels.
         said: by each teacher.
         weights: one a teacher, `"confidence"`, or `None` for all the same.
-        temperature: at which the probabilities are averaged.
+        temperature: at which the probabilities are averaged; `None` for the mean of the logits.
     """
     logits = [each.logits for each in said if each.logits is not None]
     if len(logits) == 1:
@@ -238,7 +242,7 @@ def mixture(scores: Scores, said: Sequence[Said], weights: Any, temperature: flo
         weights = teacher_confidence(logits, scores.labels)
     how = torch.ones(len(logits)) if weights is None else torch.as_tensor(weights)
     how = how.to(logits[0].device)
-    if scores.kind == "value":
+    if scores.kind == "value" or temperature is None:
         return mix_values(logits, how)
     mix = mix_teachers if scores.kind == "classes" else mix_binary_teachers
     return mix(logits, how, temperature)
