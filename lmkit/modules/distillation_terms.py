@@ -48,6 +48,13 @@ class HardLoss(DistillationLoss):
 
     word: ClassVar[str] = "hard"
 
+    def __post_init__(self) -> None:
+        for name, value in (("hard_weight", self.weight), ("final_hard_weight", self.final_weight)):
+            if value is not None and value < 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        if not 0.0 <= self.start < 1.0:
+            raise ValueError(f"hard_start must lie in [0, 1), got {self.start}")
+
 
 class Terms:
     """The losses of a distillation, once student and teachers are known.
