@@ -181,6 +181,11 @@ class Terms:
     ) -> Tensor:
         """Return the divergence of each item, float `[N]`."""
         vocabulary = bool(teachers.facts[0].vocabulary)
+        if scores.kind != "classes" and loss.divergence not in ("forward", "mse"):
+            raise ValueError(
+                f"LogitLoss: divergence={loss.divergence!r} is for classes of which one is right; "
+                "take 'forward' or 'mse'"
+            )
         temperature = loss.temperature or (1.0 if vocabulary else 2.0)
         if (top := said[0].top) is not None:
             if loss.divergence != "forward" or temperature != 1.0:
@@ -202,7 +207,9 @@ class Terms:
         else:
             how = temperature, loss.divergence, loss.beta
             each = logit_divergence(student, teacher, scores.valid, *how)
-        if teachers.options.wrong_weight < 1.0 and scores.labels is not None:
+        if teachers.options.wrong_weight < 1.0:
+            if scores.kind != "classes" or scores.labels is None:
+                raise ValueError("wrong_weight below 1 is for classes of which one is right")
             right = teacher_is_right(teacher, scores.labels, scores.valid)
             each = torch.where(right, each, each * teachers.options.wrong_weight)
         return each
