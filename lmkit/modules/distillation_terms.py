@@ -26,7 +26,7 @@ from ..functional.distillation_teachers import (
     teacher_is_right,
 )
 from ..functional.distillation_top_k import top_k_divergence
-from ..types import Batch, StepOutput
+from ..types import IGNORE_INDEX, Batch, StepOutput
 from .captures import Captures, Place, depth_of, stack_of, width_of
 from .distillation_losses import DistillationLoss, LogitLoss
 from .feature_losses import FeatureLoss, HiddenLoss, Pairs
@@ -148,6 +148,9 @@ class Terms:
             batch: with what the teachers said.
             module: knows projections, teachers and how far the run is.
         """
+        if OWN_WORDS in batch and scores.labels is not None:
+            # What the student wrote says nothing of who is right.
+            scores = scores._replace(labels=torch.full_like(scores.labels, IGNORE_INDEX))
         progress = module.global_step / self._total if self._total else 0.0
         items = scores.shares.sum()
         share = output.items.to(items) / items.clamp(min=1)
