@@ -43,11 +43,22 @@ def check_options(
                 f"there are {len(names)}"
             )
     weights = options.weights
-    if isinstance(weights, list) and (len(weights) != len(names) or min(weights) < 0):
+    if weights not in (None, "confidence") and (
+        not isinstance(weights, list)
+        or len(weights) != len(names)
+        or min(weights) < 0
+        or max(weights) == 0
+    ):
         raise ValueError(
             f"teacher_weights must be one number of at least 0 for each of {len(names)} "
-            f"teachers, got {weights}"
+            f"teachers, not all of them 0, or 'confidence'; got {weights!r}"
         )
+    for name, value, known in (
+        ("teacher_precision", options.precision, ("fp32", "bf16")),
+        ("cache_precision", options.cache_precision, ("fp16", "fp32")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     if options.cache_top_k is not None and len(names) > 1:
         raise ValueError("cache_top_k is for one teacher: the tops of several do not add up")
     if options.cache_top_k is not None and options.cache_top_k < 1:
