@@ -112,8 +112,9 @@ class Terms:
             pairs = self._pairs[number] = loss.pairs(*depths)
             self.places += loss.student_places(pairs)
             teachers.places[loss.teacher] += loss.teacher_places(pairs)
+            widths = width_of(network, loss.stack), shape.widths[loss.stack]
+            loss.check_widths(*widths)
             if isinstance(loss, HiddenLoss):
-                widths = width_of(network, loss.stack), shape.widths[loss.stack]
                 made.update(_projections(loss, number, pairs, *widths))
         made.update({name: before[name] for name in made if name in before})
         return made

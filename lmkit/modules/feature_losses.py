@@ -50,6 +50,9 @@ class FeatureLoss(DistillationLoss):
         """Return which layers are compared, of networks of so many layers."""
         raise NotImplementedError
 
+    def check_widths(self, student: int, teacher: int) -> None:
+        """Raise `ValueError` if states of these widths cannot be compared."""
+
     def student_places(self, pairs: Pairs) -> list[Place]:
         """Return what has to be kept of the student."""
         return self._places([first for first, _ in pairs])
@@ -214,6 +217,14 @@ class FlowLoss(FeatureLoss):
                 f"gives {len(found)}; name at least two pairs"
             )
         return found
+
+    def check_widths(self, student: int, teacher: int) -> None:
+        """Raise `ValueError` if the widths differ."""
+        if student != teacher:
+            raise ValueError(
+                f"FlowLoss: the student has the width {student} and the teacher {teacher}, and "
+                "they have to agree; take HiddenLoss, which learns a projection"
+            )
 
     def compare(
         self,
