@@ -50,8 +50,18 @@ class AttentionLoss(FeatureLoss):
         return ("attention",)
 
     def pairs(self, student: int, teacher: int) -> Pairs:
-        """Return the map's pairs without the embeddings."""
-        return [pair for pair in layer_pairs(student, teacher, self.layers) if pair[0]]
+        """Return the map's pairs without the embeddings.
+
+        Raises:
+            ValueError: no pair is left, or one is of a layer with the embeddings.
+        """
+        found = [pair for pair in layer_pairs(student, teacher, self.layers) if any(pair)]
+        if not found or not all(map(all, found)):
+            raise ValueError(
+                f"AttentionLoss: layers={self.layers!r} gives the pairs {found}, and embeddings "
+                "(0) have no attention: name pairs of layers, counted from 1"
+            )
+        return found
 
     def compare(
         self,
