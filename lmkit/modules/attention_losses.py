@@ -55,7 +55,8 @@ class AttentionLoss(FeatureLoss):
         Raises:
             ValueError: no pair is left, or one is of a layer with the embeddings.
         """
-        found = [pair for pair in layer_pairs(student, teacher, self.layers) if any(pair)]
+        among = all if isinstance(self.layers, str) else any
+        found = [pair for pair in layer_pairs(student, teacher, self.layers) if among(pair)]
         if not found or not all(map(all, found)):
             raise ValueError(
                 f"AttentionLoss: layers={self.layers!r} gives the pairs {found}, and embeddings "
