@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_only
 
 from .modules.checkpoint_io import read_checkpoint
@@ -135,7 +136,8 @@ def stand_alone(model: Any, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     weights = sum(key.startswith("network.") for key in checkpoint.get("state_dict", {}))
     if entry.get("config") and weights >= entry.get("weights", weights + 1):
         owner = _class_of(model["class_path"])
-        changed = owner.arguments_for(dict(model["init_args"]), entry["config"], pretrained=False)
+        given = {name: _plain(value) for name, value in vars(model["init_args"]).items()}
+        changed = owner.arguments_for(given, entry["config"], pretrained=False)
         for name, value in changed.items():
             model["init_args"][name] = value
     return entry
@@ -272,11 +274,20 @@ def _arguments(owner: type[Any], checkpoint: Mapping[str, Any]) -> dict[str, Any
 
 
 def _same(one: Any, other: Any) -> bool:
-    return json.dumps(one, sort_keys=True, default=str) == json.dumps(
-        other, sort_keys=True, default=str
-    )
+    return _text(one, in_order=True) == _text(other, in_order=True)
 
 
 def _show(value: Any) -> str:
-    text = json.dumps(value, default=str)
+    text = _text(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _text(value: Any, in_order: bool = False) -> str:
+    return json.dumps(_plain(value), sort_keys=in_order, default=str)
+
+
+def _plain(value: Any) -> Any:
+    """Return what the parser makes of classes and their arguments as plain data."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return value.as_dict() if isinstance(value, Namespace) else value

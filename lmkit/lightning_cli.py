@@ -14,6 +14,7 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import torch
+from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -39,6 +40,7 @@ from .cli_noise import quieten
 from .cli_parser import Parser, plain_error
 from .launcher import available_cores
 from .modules.checkpoint_io import read_checkpoint
+from .modules.distillation_losses import DistillationLoss
 from .modules.fresh_weights import checkpoint_follows
 from .trainer import Trainer
 
@@ -49,6 +51,9 @@ INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 #: By being imported these are known to the parser by their short names.
 PARTS = (callbacks, datamodules, modules, lightning_callbacks)
+
+# Of a dataclass the parser takes that very class alone, unless it is told.
+set_parsing_settings(subclasses_enabled=[DistillationLoss])
 
 
 class LMCLI(LightningCLI):

@@ -17,7 +17,7 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from ..types import Batch, Objective, ObjectiveWrapper, StepOutput, Surgery
 from .assembly import assemble, check_run, perform
 from .checkpoint import read_entry, standalone, write_entry
-from .checks import LossGuard, check_plain, check_state
+from .checks import LossGuard, check_state, keep_arguments
 from .frozen_base import name_base
 from .item_mean import ItemMean
 from .network import build_network
@@ -81,8 +81,7 @@ class LMModule(LightningModule):
         layer_decay: float = 1.0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        check_plain(self.hparams)
+        keep_arguments(self)
         self.tokenizer = None
         self.objective_wrappers = []
         self._ledger: list[dict[str, Any]] = []

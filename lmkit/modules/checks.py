@@ -8,6 +8,8 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from contextvars import Context
+from inspect import currentframe
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule
@@ -26,10 +28,10 @@ if TYPE_CHECKING:
 __all__ = [
     "LossGuard",
     "check_data",
-    "check_plain",
     "check_same",
     "check_state",
     "check_tokenizer",
+    "keep_arguments",
     "require_tokenizer",
 ]
 
@@ -76,14 +78,21 @@ class LossGuard:
                 )
 
 
-def check_plain(arguments: Mapping[str, Any]) -> None:
-    """Check that arguments are plain data, which a checkpoint can hold.
+def keep_arguments(module: LMModule) -> None:
+    """Keep the arguments of a module as its hyper-parameters, which a checkpoint holds.
+
+    To be called by its constructor.
 
     Raises:
-        TypeError: one is not.
+        TypeError: one is not plain data.
         ValueError: the schedule is unknown.
     """
-    for name, value in arguments.items():
+    frame = currentframe()
+    assert frame is not None
+    # In a context of its own: Lightning's command line leaves the settings of its section in the
+    # present one, and a module that is made inside another would take them for its own.
+    Context().run(module.save_hyperparameters, frame=frame.f_back)
+    for name, value in module.hparams.items():
         try:
             json.dumps(value)
         except TypeError as error:
@@ -91,7 +100,7 @@ def check_plain(arguments: Mapping[str, Any]) -> None:
                 f"{name} must be plain data (numbers, strings, lists, dictionaries), so that a "
                 f"checkpoint can hold it; got {value!r}"
             ) from error
-    schedule = arguments.get("schedule", "constant")
+    schedule = module.hparams.get("schedule", "constant")
     if schedule not in SCHEDULES:
         near = difflib.get_close_matches(str(schedule), SCHEDULES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 
 __all__ = ["DistillationLoss", "LogitLoss", "loss_from_spec", "loss_to_spec"]
 
+_PACKAGE = __package__ or ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationLoss:
@@ -114,7 +116,9 @@ def loss_to_spec(loss: DistillationLoss) -> dict[str, Any]:
         4.0
     """
     cls = type(loss)
-    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": asdict(loss)}
+    # As the command line names it.
+    home = _PACKAGE if cls.__module__.startswith(f"{_PACKAGE}.") else cls.__module__
+    return {"class_path": f"{home}.{cls.__qualname__}", "init_args": asdict(loss)}
 
 
 def loss_from_spec(spec: Mapping[str, Any] | DistillationLoss) -> DistillationLoss:
