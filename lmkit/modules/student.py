@@ -87,6 +87,9 @@ def build_student(module: LMModule, task: LMModule, layers: Any) -> None:
         module: trains the student; gets `network`, `base` and `tokenizer`.
         task: the student.
         layers: which of its model's layers to keep, or how many; `None` for all.
+
+    Raises:
+        ValueError: there are no such layers.
     """
     if hasattr(task, "network"):
         del task.network
@@ -95,7 +98,10 @@ def build_student(module: LMModule, task: LMModule, layers: Any) -> None:
     task.configure_model()
     module.base = task.base
     if layers is not None:
-        keep_layers(task.network, _layers_to_keep(task.network, layers))
+        try:
+            keep_layers(task.network, _layers_to_keep(task.network, layers))
+        except ValueError as error:
+            raise ValueError(f"student_layers={layers!r}: {error}") from error
         if "fresh" in task.base:
             loaded = set(task.network.state_dict()) - set(task.base["fresh"])
             module.base = task.base | describe_base(task.network, loaded)
