@@ -163,6 +163,9 @@ class Terms:
         for number, loss in enumerate(self.losses):
             weight = loss.weight_at(progress)
             if weight == 0.0:
+                # Several ranks wait for a gradient of each projection, also of one that rests.
+                for projection in _of_loss(number, module.projections).values():
+                    total = total + 0.0 * projection.sum()
                 continue
             if isinstance(loss, LogitLoss):
                 each = self._of_logits(loss, scores, said, module.teachers)
@@ -227,13 +230,7 @@ class Terms:
         projections: nn.ModuleDict,
     ) -> Tensor:
         loss = cast(FeatureLoss, self.losses[number])
-        start = f"{number}_"
-        weights = {
-            name.removeprefix(start): cast(Tensor, projection.weight)
-            for name, projection in projections.items()
-            if name.startswith(start)
-        }
-        theirs = said[loss.teacher].inside
+        theirs, weights = said[loss.teacher].inside, _of_loss(number, projections)
         rows = loss.compare(inside, theirs, scores, self._pairs[number], weights)
         return rows @ scores.shares.to(rows) / scores.shares.sum().clamp(min=1)
 
@@ -273,6 +270,16 @@ def restore_projections(projections: nn.ModuleDict, state: Mapping[str, Tensor])
         if key.startswith("projections.") and name not in projections:
             out, into = weight.shape
             projections[name] = nn.Linear(into, out, bias=False)
+
+
+def _of_loss(number: int, projections: nn.ModuleDict) -> dict[str, Tensor]:
+    """Return the weights of a loss's projections by the names that it gives them."""
+    start = f"{number}_"
+    return {
+        name.removeprefix(start): cast(Tensor, projection.weight)
+        for name, projection in projections.items()
+        if name.startswith(start)
+    }
 
 
 def _projections(
