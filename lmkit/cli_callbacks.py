@@ -1,28 +1,52 @@
-"""Options of the callbacks of a config on the command line, by the name of the class."""
+"""Options of a config's callbacks and losses on the command line, by the name of the class."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 __all__ = ["place_callback_options"]
 
-_ADDS = "--trainer.callbacks+"
-_OPTION = re.compile(r"--trainer\.callbacks\.([A-Z]\w*)\.(\w+)")
+
+class _List(NamedTuple):
+    """A list of classes and their arguments in a config.
+
+    Attributes:
+        option: its name on the command line.
+        section: of the config, and what stands between it and the list.
+        what: one of them is.
+    """
+
+    option: str
+    section: tuple[str, ...]
+    what: str
+
+    def value_in(self, config: Any) -> Any:
+        """Return what a config has there, `None` for nothing."""
+        for name in self.section:
+            config = config.get(name) if isinstance(config, dict) else None
+        return config
+
+
+_LISTS = (
+    _List("--trainer.callbacks", ("trainer", "callbacks"), "callback"),
+    _List("--model.losses", ("model", "init_args", "losses"), "loss"),
+)
 
 
 def place_callback_options(words: Sequence[str]) -> list[str]:
     """Let `--trainer.callbacks.CLASS.ARG=VALUE` change the callback of that class.
 
-    The parser knows `--trainer.callbacks.ARG=VALUE` alone, which is about the last callback. A
-    callback that the command line adds gets its options right behind the word that adds it; those
-    of a config are written into a further config, behind the last one.
+    And `--model.losses.CLASS.ARG=VALUE` a loss of a module that has several. The parser knows
+    `--trainer.callbacks.ARG=VALUE` alone, which is about the last callback. A callback that the
+    command line adds gets its options right behind the word that adds it; those of a config are
+    written into a further config, behind the last one.
 
     Args:
         words: the command and its options.
@@ -38,42 +62,51 @@ def place_callback_options(words: Sequence[str]) -> list[str]:
         ...                         "--trainer.callbacks.LoRACallback.rank=4"])
         ['fit', '--trainer.callbacks+=LoRACallback', '--trainer.callbacks.rank=4']
     """
-    rest, options = _take(words)
+    rest = list(words)
+    for place in _LISTS:
+        rest = _place(place, rest)
+    return rest
+
+
+def _place(entries: _List, words: Sequence[str]) -> list[str]:
+    rest, options = _take(entries, words)
     if not options:
         return rest
-    callbacks, changed = _configured(rest), False
+    known, changed = _configured(entries, rest), False
     for owner, name, value in options:
-        in_config = [entry for entry in callbacks if _class(entry) == owner]
-        added = [place for place in range(len(rest)) if _added(rest, place) == owner]
+        in_config = [entry for entry in known if _class(entry) == owner]
+        added = [place for place in range(len(rest)) if _added(entries, rest, place) == owner]
         if len(in_config) + len(added) > 1:
             raise ValueError(
-                f"there is more than one {owner}, and --trainer.callbacks.{owner}.{name} could be "
+                f"there is more than one {owner}, and {entries.option}.{owner}.{name} could be "
                 "of any; write it into the config"
             )
         if added:
             behind = added[0] + (1 if "=" in rest[added[0]] else 2)
-            rest.insert(behind, f"--trainer.callbacks.{name}={value}")
+            rest.insert(behind, f"{entries.option}.{name}={value}")
         elif in_config:
             in_config[0].setdefault("init_args", {})[name] = _parsed(value)
             changed = True
         else:
-            raise ValueError(_absent(owner, callbacks, rest))
+            raise ValueError(_absent(entries, owner, known, rest))
     if changed:
-        more = json.dumps({"trainer": {"callbacks": callbacks}}, default=str)
+        more: Any = known
+        for key in reversed(entries.section):
+            more = {key: more}
         last = max(place for place in range(len(rest)) if _is_config(rest[place]))
         behind = last + (1 if "=" in rest[last] else 2)
-        rest[behind:behind] = ["--config", more]
+        rest[behind:behind] = ["--config", json.dumps(more, default=str)]
     return rest
 
 
-def _take(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str, str]]]:
+def _take(entries: _List, words: Sequence[str]) -> tuple[list[str], list[tuple[str, str, str]]]:
     """Take out the options of callbacks: class, argument and value of each."""
     rest: list[str] = []
     options = []
     left = iter(words)
     for word in left:
         option, equals, value = word.partition("=")
-        match = _OPTION.fullmatch(option)
+        match = re.fullmatch(rf"{re.escape(entries.option)}\.([A-Z]\w*)\.(\w+)", option)
         if match is None:
             rest.append(word)
             continue
@@ -83,21 +116,22 @@ def _take(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str, str]]]:
     return rest, options
 
 
-def _configured(words: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the callbacks of the last config that has some, each with its `class_path`."""
+def _configured(entries: _List, words: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the entries of the last config that has some, each with its `class_path`."""
     found: Any = []
+    for config in _configs(words):
+        found = entries.value_in(config) or found
+    found = found if isinstance(found, list) else [found]
+    return [{"class_path": entry} if isinstance(entry, str) else entry for entry in found]
+
+
+def _configs(words: Sequence[str]) -> Iterator[Any]:
     for place, word in enumerate(words):
-        if not _is_config(word):
-            continue
-        _, equals, value = word.partition("=")
-        text = value if equals else "".join(words[place + 1 : place + 2])
-        is_text = text.lstrip().startswith("{")
-        config = yaml.safe_load(text if is_text else Path(text).read_text(encoding="utf-8"))
-        trainer = config.get("trainer") if isinstance(config, dict) else None
-        if isinstance(trainer, dict) and trainer.get("callbacks"):
-            found = trainer["callbacks"]
-    entries = found if isinstance(found, list) else [found]
-    return [{"class_path": entry} if isinstance(entry, str) else entry for entry in entries]
+        if _is_config(word):
+            _, equals, value = word.partition("=")
+            text = value if equals else "".join(words[place + 1 : place + 2])
+            is_text = text.lstrip().startswith("{")
+            yield yaml.safe_load(text if is_text else Path(text).read_text(encoding="utf-8"))
 
 
 def _is_config(word: str) -> bool:
@@ -108,10 +142,10 @@ def _class(entry: dict[str, Any]) -> str:
     return str(entry.get("class_path", "")).rsplit(".", 1)[-1]
 
 
-def _added(words: Sequence[str], place: int) -> str | None:
+def _added(entries: _List, words: Sequence[str], place: int) -> str | None:
     """Return the class that the word at a place adds, if it adds one."""
     option, equals, value = words[place].partition("=")
-    if option != _ADDS:
+    if option != f"{entries.option}+":
         return None
     return (value if equals else "".join(words[place + 1 : place + 2])).rsplit(".", 1)[-1]
 
@@ -126,12 +160,14 @@ def _parsed(value: str) -> Any:
     return parsed
 
 
-def _absent(owner: str, callbacks: Sequence[dict[str, Any]], words: Sequence[str]) -> str:
-    added = [name for place in range(len(words)) if (name := _added(words, place))]
-    known = [*map(_class, callbacks), *added]
-    near = difflib.get_close_matches(owner, known, n=1)
+def _absent(
+    entries: _List, owner: str, known: Sequence[dict[str, Any]], words: Sequence[str]
+) -> str:
+    added = [name for place in range(len(words)) if (name := _added(entries, words, place))]
+    names = [*map(_class, known), *added]
+    near = difflib.get_close_matches(owner, names, n=1)
     return (
-        f"there is no callback {owner}"
+        f"there is no {entries.what} {owner}"
         + (f", did you mean {near[0]}?" if near else "")
-        + f"; there are {', '.join(known) or 'none'}; --trainer.callbacks+={owner} adds one"
+        + f"; there are {', '.join(names) or 'none'}; {entries.option}+={owner} adds one"
     )

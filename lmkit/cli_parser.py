@@ -14,6 +14,9 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
+from .modules.base import LMModule
+from .modules.distillation_losses import DistillationLoss
+
 __all__ = ["Parser", "plain_error"]
 
 # A class's options are parsed by a parser of their own, whose error the outer one wraps in a page
@@ -23,6 +26,9 @@ _MARKED = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
 _OWNED = re.compile(
     rf"given class_path '([^']+)':\s*{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}", re.DOTALL
 )
+
+# Of a union whose member is a list of unions, the outer one's reasons hold the inner one's page.
+_OF_UNIONS = ("Expected a", "Not a valid", "a class", "a dict", "Does not validate")
 
 
 class Parser(LightningArgumentParser):
@@ -53,9 +59,7 @@ def plain_error(message: str) -> str:
     if "Union subtypes" not in message:
         return message
     reasons = re.findall(r"^\s*- (.+)$", message, re.MULTILINE)
-    own = [
-        r for r in reasons if not r.startswith(("Expected a", "Not a valid", "a class", "a dict"))
-    ]
+    own = [r for r in reasons if not r.startswith(_OF_UNIONS)]
     return own[0] if own else " ".join(message.split())
 
 
@@ -149,6 +153,8 @@ def _class_names(key: str) -> list[str]:
         "data": LightningDataModule,
         "callbacks": Callback,
         "logger": Logger,
+        "student": LMModule,
+        "losses": DistillationLoss,
     }
     bases = [known[section]] if section in known else list(known.values())
     names: dict[str, None] = {}
