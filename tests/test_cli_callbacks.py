@@ -1,4 +1,4 @@
-"""Callbacks on the command line: one more, two of a kind, and the options of one that is there."""
+"""Callbacks and losses on the command line: one more, two of a kind, the options of one."""
 
 from __future__ import annotations
 
@@ -122,3 +122,28 @@ def test_an_option_that_could_be_of_two_callbacks_is_refused(
     more = "--trainer.callbacks+=LoRACallback --trainer.callbacks.LoRACallback.rank=4"
     assert lmkit(f"fit -c {tuned} {more}") == 2
     assert "there is more than one LoRACallback" in capsys.readouterr().err
+
+
+def losses_of(line: str, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
+    """Return the options of the losses of a distillation, as the parser has them."""
+    assert lmkit(f"fit -c distillation {line} --print_config") == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    losses = config["model"]["init_args"]["losses"]
+    return {loss["class_path"].rsplit(".", 1)[-1]: loss["init_args"] for loss in losses}
+
+
+def test_a_loss_of_the_config_is_changed_by_its_class_and_the_others_stay(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = losses_of("", capsys)
+    line = "--model.losses.LogitLoss.temperature=4 --model.losses.HiddenLoss.layers=[[0,0],[3,6]]"
+    after = losses_of(line, capsys)
+    assert after.pop("LogitLoss") == before.pop("LogitLoss") | {"temperature": 4.0}
+    assert after.pop("HiddenLoss") == before.pop("HiddenLoss") | {"layers": [[0, 0], [3, 6]]}
+    assert after == before
+
+
+def test_a_loss_that_is_added_is_told_by_its_class(capsys: pytest.CaptureFixture[str]) -> None:
+    added = "--model.losses+=FlowLoss --model.losses+=AttentionLoss"
+    after = losses_of(f"{added} --model.losses.FlowLoss.weight=0.1", capsys)
+    assert (after["FlowLoss"]["weight"], after["AttentionLoss"]["weight"]) == (0.1, 1.0)

@@ -88,3 +88,24 @@ def test_a_wrong_flag(flag, message, tmp_path, capsys):
 )
 def test_what_is_missing_is_named(line, message, capsys):
     assert message in answer(line, capsys)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (
+            "--model.losses+=FlwLoss",
+            "losses: there is no class 'FlwLoss'; did you mean 'FlowLoss'?",
+        ),
+        ('--model.losses=[{"class_path":"LogtLoss"}]', "did you mean 'LogitLoss'?"),
+        ("--model.losses.LogtLoss.weight=1", "no loss LogtLoss, did you mean LogitLoss?"),
+        ("--model.losses.LogitLoss.wieght=1", "LogitLoss: there is no option 'wieght'; did you"),
+        ("--model.losses.LogitLoss.temperature=-1", "error: temperature must be above 0, got -1"),
+        ("--model.losses.HiddenLoss.distance=mes", "got 'mes'; did you mean 'mse'?"),
+        ("--model.student=MaskdLMModule", "student: there is no class 'MaskdLMModule'; did you"),
+        ("--model.student.learnin_rate=1", "'learnin_rate'; did you mean 'learning_rate'?"),
+        ("--model.student.schedule=liner", "got 'liner'; did you mean 'linear'?"),
+    ],
+)
+def test_a_wrong_loss_or_student_of_a_distillation(flag, message, capsys):
+    assert message in answer(f"fit -c distillation {flag}", capsys)

@@ -101,7 +101,9 @@ TASKS = {
         task_files.text_pairs, "generated", f"{TRANSLATION} --data.vocab_size=300", model=None
     ),
 }
-PRETRAINING = [word for word in RECIPES if word not in (*TASKS, "adapter_fusion")]
+#: Recipes that need what another one has trained.
+DISTILLATION = [word for word in RECIPES if word.startswith("distillation")]
+PRETRAINING = [word for word in RECIPES if word not in (*TASKS, *DISTILLATION, "adapter_fusion")]
 
 
 def encoder(folder: Path) -> Path:
@@ -170,6 +172,103 @@ def test_fusion_trains_on_adapters_that_were_trained_before(tmp_path):
     last = tmp_path / "runs" / "adapter_fusion" / "checkpoints" / "last.ckpt"
     asked = line("the quick fox")(tmp_path)
     assert lmkit(f"predict --ckpt_path {last} --data.predict_file={asked}") == 0
+
+
+def teach(word: str, fast: str) -> Path:
+    """Train a teacher by its recipe, and return the export where a recipe of distillation looks."""
+    assert lmkit(f"fit -c {word} {fast}") == 0
+    run = Path("runs") / word
+    assert lmkit(f"export --ckpt {run / 'checkpoints/last.ckpt'} --output {run / 'exported'}") == 0
+    return run / "exported"
+
+
+def distil(word: str, fast: str, capsys: pytest.CaptureFixture[str]) -> Path:
+    """Train a student by a recipe, go on with it, and return its last checkpoint."""
+    assert lmkit(f"fit -c {word} {fast}") == 0
+    assert lmkit(f"fit -c {word} {fast} --trainer.max_steps=6 --ckpt_path last") == 0
+    assert "overridden" not in capsys.readouterr().err
+    return Path("runs") / word / "checkpoints" / "last.ckpt"
+
+
+def logged(word: str) -> set[str]:
+    """Return the names of all that a run has logged."""
+    with Path(f"runs/{word}/csv/version_0/metrics.csv").open() as file:
+        return set(next(csv.reader(file)))
+
+
+def layers_of(ckpt: Path, name: str = "num_hidden_layers") -> Any:
+    """Export a checkpoint, and return how many layers its model has."""
+    assert lmkit(f"export --ckpt {ckpt} --output exported") == 0
+    return json.loads(Path("exported/config.json").read_text())[name]
+
+
+@pytest.mark.parametrize(
+    ("word", "losses"),
+    [
+        ("distillation", {"hard", "logits", "hidden", "relations"}),
+        ("distillation_two_stages", {"hard", "logits", "hidden", "attention"}),
+    ],
+)
+def test_a_classifier_is_distilled_from_one_that_was_trained_before(word, losses, tmp_path, capsys):
+    named = " ".join(f"--data.{k}={v}" for k, v in task_files.labelled_texts(tmp_path).items())
+    fast = f"{FAST} {named} --data.max_length=32"
+    made = teach("sequence_classification", f"{fast} --model.model={encoder(tmp_path / 'model')}")
+    last = distil(word, f"{fast} --model.student_layers=1", capsys)
+    assert {f"distillation/loss_{loss}" for loss in losses} < logged(word)
+    assert {"val/accuracy", "val/agreement", "val/retention"} < logged(word)
+    # What was trained needs its teacher no more.
+    made.rename(tmp_path / "gone")
+    asked = line("the quick fox")(tmp_path)
+    assert lmkit(f"predict --ckpt_path {last} --data.predict_file={asked}") == 0
+    assert "label" in json.loads((last.parent.parent / "predictions.jsonl").read_text())
+    assert layers_of(last) == 1
+
+
+def test_the_options_that_the_header_of_distillation_names_are_taken(tmp_path):
+    files = task_files.labelled_texts(tmp_path)
+    named = " ".join(f"--data.{k}={v}" for k, v in files.items())
+    fast = f"{FAST} {named} --data.max_length=32"
+    made = teach("sequence_classification", f"{fast} --model.model={encoder(tmp_path / 'model')}")
+    made.rename(tmp_path / "elsewhere")
+    other = (
+        f"--model.teacher={tmp_path / 'elsewhere'} --model.student.model={tmp_path / 'elsewhere'}"
+    )
+    alone = f"--model.hard_weight=0 --data.unlabelled_file={files['val_file']}"
+    more = "--model.losses+=FlowLoss --model.losses.weight=0.1 --model.losses.LogitLoss.weight=2"
+    layers = "--model.student_layers=[0,1]"
+    assert lmkit(f"fit -c distillation {fast} {other} {alone} {more} {layers}") == 0
+    config = yaml.safe_load(Path("runs/distillation/config.yaml").read_text())
+    weights = {
+        loss["class_path"].rsplit(".", 1)[-1]: loss["init_args"]["weight"]
+        for loss in config["model"]["init_args"]["losses"]
+    }
+    assert weights == {"LogitLoss": 2.0, "HiddenLoss": 1.0, "RelationLoss": 1.0, "FlowLoss": 0.1}
+    assert "distillation/loss_flow" in logged("distillation")
+
+
+def test_a_masked_language_model_is_distilled_from_its_base(tmp_path, capsys):
+    write_text(tmp_path / "text.txt", 60)
+    teach("masked_lm", f"{FAST} {TEXT}")
+    last = distil("distillation_masked_lm", f"{FAST} {TEXT}", capsys)
+    assert {"distillation/loss_logits", "distillation/loss_relations"} < logged(
+        "distillation_masked_lm"
+    )
+    asked = line("the [MASK] fox")(tmp_path)
+    assert lmkit(f"predict --ckpt_path {last} --data.predict_file={asked}") == 0
+    assert (last.parent.parent / "tables" / "samples.jsonl").is_file()
+    assert layers_of(last) == 1
+
+
+def test_a_translator_is_distilled_from_what_its_teacher_writes(tmp_path, capsys):
+    named = " ".join(f"--data.{k}={v}" for k, v in task_files.text_pairs(tmp_path).items())
+    fast = f"{FAST} {named} --data.max_length=32 --data.max_target_length=16"
+    teach("translation", f"{fast} --data.vocab_size=300 --model.max_new_tokens=4")
+    fast += " --model.student.max_new_tokens=4"
+    last = distil("distillation_seq2seq", fast, capsys)
+    asked = line("the quick fox")(tmp_path)
+    assert lmkit(f"predict --ckpt_path {last} --data.predict_file={asked}") == 0
+    assert "generated" in json.loads((last.parent.parent / "predictions.jsonl").read_text())
+    assert layers_of(last, "decoder_layers") == 1
 
 
 @pytest.mark.parametrize("word", PRETRAINING)
