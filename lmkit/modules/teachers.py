@@ -91,6 +91,8 @@ class Teachers:
         Raises:
             ValueError: a teacher is missing, of another task, or has other classes or tokens.
         """
+        # What was written down is of the rows of a fit; a test has others by the same numbers.
+        self._stored.clear()
         if not self._live:
             try:
                 # What is drawn here must not change what the student draws.
