@@ -58,6 +58,9 @@ def takes_turn(share: float, seed: int, step: int) -> bool:
 def with_own_words(module: LMModule, batch: Batch, prompt_share: float) -> Batch:
     """Return a batch with targets that the student draws: none to be learned, but to be judged."""
     written = write_targets(module, batch, prompt_share, draw=True)
+    if "index" in batch:  # what fills up a batch says nothing
+        numbers = batch["index"].tolist()
+        written = [row if n >= 0 else [] for n, row in zip(numbers, written, strict=True)]
     mark = torch.ones(1, device=batch["input_ids"].device)
     return {**with_targets(module, batch, written, prompt_share), OWN_WORDS: mark}
 
