@@ -150,7 +150,7 @@ def test_the_most_probable_tokens_and_the_mass_of_the_others(tmp_path: Path) -> 
     how |= {"cache": True, "cache_precision": "fp32"}
     _, all_of_them, _ = fitted(name, tmp_path, cache_top_k=300, **how)
     assert all_of_them == pytest.approx(whole, rel=1e-4)
-    module, few, _ = fitted(name, tmp_path, cache_top_k=5, **how)
+    _, few, _ = fitted(name, tmp_path, cache_top_k=5, **how)
     # What is lumped together can only bring two distributions nearer.
     assert 0 < few[0] < whole[0]
     with pytest.raises(ValueError, match="with cache_top_k the loss is the forward divergence"):
