@@ -25,6 +25,7 @@ def write(folder: Path, **changed: Any) -> dict[str, Any]:
     teacher = lessons.teacher(NAME)
     if not (folder / "teacher").exists():
         shutil.copytree(teacher, folder / "teacher")
+        shutil.copytree(teacher, folder / "start")
         tiny.tokenizer_folder(folder / "tokenizer")
     config = {
         "model": {
@@ -32,7 +33,7 @@ def write(folder: Path, **changed: Any) -> dict[str, Any]:
             "init_args": {
                 "student": {
                     "class_path": "SequenceClassificationModule",
-                    "init_args": {"model": "teacher", "learning_rate": 1e-3, "dropout": 0.1},
+                    "init_args": {"model": "start", "learning_rate": 1e-3, "dropout": 0.1},
                 },
                 "teacher": "teacher",
                 "student_layers": [0, 3],
@@ -199,7 +200,8 @@ def test_a_run_without_its_teacher_is_evaluated_and_used(
     assert "val/accuracy" in capsys.readouterr().out
     (run / "ask.txt").write_text("the quick fox\nthe moons and stars\n")
     assert lmkit(f"predict --ckpt_path {RUN} --data.predict_file=ask.txt") == 0
-    rows = [json.loads(line) for line in Path("runs/tiny/predictions.jsonl").open()]
+    written = Path("runs/tiny/predictions.jsonl").read_text()
+    rows = [json.loads(line) for line in written.splitlines()]
     assert len(rows) == 2 and set(rows[0]["probabilities"]) == {"fox", "moons", "trees"}
     assert lmkit(f"export --ckpt {RUN} --output exported") == 0
     note = json.loads(Path("exported/lmkit.json").read_text())
