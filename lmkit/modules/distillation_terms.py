@@ -230,6 +230,11 @@ class Terms:
         projections: nn.ModuleDict,
     ) -> Tensor:
         loss = cast(FeatureLoss, self.losses[number])
+        if loss.whole_texts and loss.stack != "decoder" and scores.segments is not None:
+            raise ValueError(
+                f"{type(loss).__name__}: rows that hold several texts cannot be compared so; pass "
+                "batching='chunk' or 'bucket' to the data module, or take another distance"
+            )
         theirs, weights = said[loss.teacher].inside, _of_loss(number, projections)
         rows = loss.compare(inside, theirs, scores, self._pairs[number], weights)
         return rows @ scores.shares.to(rows) / scores.shares.sum().clamp(min=1)

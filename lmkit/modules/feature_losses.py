@@ -46,6 +46,11 @@ class FeatureLoss(DistillationLoss):
     stack: Literal["", "encoder", "decoder"] = ""
     teacher: int = 0
 
+    @property
+    def whole_texts(self) -> bool:
+        """Whether tokens of a row are compared with each other, so that it must be of one text."""
+        return False
+
     def pairs(self, student: int, teacher: int) -> Pairs:
         """Return which layers are compared, of networks of so many layers."""
         raise NotImplementedError
@@ -125,6 +130,11 @@ class HiddenLoss(FeatureLoss):
         if self.distance not in known:
             raise ValueError(f"distance must be one of {', '.join(known)}, got {self.distance!r}")
 
+    @property
+    def whole_texts(self) -> bool:
+        """Whether a row must be of one text: for its first token, or its tokens' similarities."""
+        return self.distance in ("first_token", "similarity")
+
     def pairs(self, student: int, teacher: int) -> Pairs:
         """Return the map's pairs; of the dynamic one all that may be chosen."""
         if self.layers != "dynamic":
@@ -203,6 +213,11 @@ class FlowLoss(FeatureLoss):
     word: ClassVar[str] = "flow"
 
     layers: Literal["uniform", "skip"] | list[list[int]] = "uniform"
+
+    @property
+    def whole_texts(self) -> bool:
+        """Whether a row must be of one text: it is, for the flow is a mean over its tokens."""
+        return True
 
     def pairs(self, student: int, teacher: int) -> Pairs:
         """Return the map's pairs.

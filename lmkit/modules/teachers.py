@@ -55,6 +55,8 @@ class Teachers:
         self.facts: list[TeacherFacts] = []
         self.alignments: list[Alignment] = []
         self.places: list[list[Place]] = [[] for _ in names]
+        #: Whether texts may share a row.
+        self.packs = not any(getattr(loss, "whole_texts", False) for loss in losses)
         #: Whether anything compares predictions.
         self.uses_logits = any(isinstance(loss, LogitLoss) for loss in losses)
         self._live: list[Teacher] = []
@@ -160,8 +162,8 @@ class Teachers:
                 )
 
     def keep_apart(self, longest: int) -> bool:
-        """Whether each live teacher keeps texts apart that share a row."""
-        return all(teacher.keeps_apart(longest) for teacher in self._live)
+        """Whether losses and live teachers keep texts apart that share a row."""
+        return self.packs and all(teacher.keeps_apart(longest) for teacher in self._live)
 
     def to(self, device: torch.device) -> None:
         """Move the live teachers."""
