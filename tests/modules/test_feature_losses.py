@@ -209,3 +209,25 @@ def test_each_stack_of_an_encoder_decoder_is_compared_alone(stack: str, tmp_path
             value = squared(True, [(0, 0), (1, 2)])(*both, weights)
         total, count = total + float(value) * labels.shape[1], count + labels.shape[1]
     assert seen.losses[0].item() == pytest.approx(total / count, rel=1e-5)
+
+
+WHOLE = [
+    HiddenLoss(layers="skip", distance="first_token"),
+    HiddenLoss(layers="last", distance="similarity"),
+    FlowLoss(),
+]
+
+
+@pytest.mark.parametrize("loss", WHOLE, ids=["first_token", "similarity", "flow"])
+def test_what_compares_the_tokens_of_a_text_has_rows_of_one_text(loss: Any, tmp_path: Path) -> None:
+    """Sentences to be tagged then have a row each; a packed language model is refused."""
+    name = "token_classification"
+    config = {"hidden_size": 16} if isinstance(loss, FlowLoss) else {}
+    teacher = lessons.teacher(name, **config)
+    module, seen = loss_of(name, tmp_path, loss, teacher=teacher)
+    assert all("segment_ids" not in batch for batch in seen.batches)
+    compare = {"skip": first, "last": grams}.get(str(loss.layers), flows)
+    wanted = expected(name, module, seen, teacher, compare)
+    assert seen.losses[0].item() == pytest.approx(wanted, rel=1e-5)
+    with pytest.raises(ValueError, match="rows that hold several texts cannot be compared so"):
+        loss_of("masked_lm", tmp_path, loss, teacher=lessons.teacher("masked_lm", **config))
