@@ -167,7 +167,7 @@ class DistillationModule(LMModule):
         self.task_module.setup(stage)
         super().setup(stage)
         show_maps(self.network, self._terms.places)
-        self.teachers.attend()
+        self.teachers.attend(getattr(self.trainer, "datamodule", None))
         if stage == "fit":
             if not self._terms.uses_scores:
                 freeze_unreached(self.network, self._terms.places)

@@ -18,6 +18,7 @@ from .captures import Place, capturing, depth_of, width_of
 from .checkpoint_io import read_checkpoint
 from .frozen_base import fingerprint
 from .network import named_config
+from .network_inputs import check_packing
 from .scores import Scores
 from .word_predictions import label_list
 
@@ -103,6 +104,16 @@ class Teacher:
     def attend(self, maps: bool) -> None:
         """Choose the fastest attention, or that which shows its maps."""
         use_fast_attention(self.module.network, *([MAPS] if maps else []))
+
+    def check_packing(self, longest: int) -> None:
+        """Raise `ValueError` if texts that share a row of up to `longest` tokens see each other."""
+        kind = cast(Any, self.module.network).dtype
+        self.module.float()  # the rounding of bfloat16 is no sight of another text
+        try:
+            check_packing(self.module.network, longest, self.module.is_causal)
+        except ValueError as error:
+            raise ValueError(f"the teacher {self.name}: {error}") from error
+        self.module.to(kind)
 
     def keeps_apart(self, longest: int) -> bool:
         """Whether texts may share a row of up to `longest` tokens."""

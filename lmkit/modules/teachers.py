@@ -170,10 +170,17 @@ class Teachers:
         for teacher in self._live:
             teacher.module.to(device)
 
-    def attend(self) -> None:
-        """Let each live teacher attend as what is kept of it needs."""
+    def attend(self, datamodule: Any) -> None:
+        """Let each live teacher attend as what is kept of it needs, and each text to itself.
+
+        Raises:
+            ValueError: the data are packed, and a teacher does not keep texts apart.
+        """
+        modes = {getattr(datamodule, f"{name}batching", None) for name in ("", "eval_")}
         for teacher, places in zip(self._live, self.places, strict=False):
             teacher.attend(any(place.kind == "attention" for place in places))
+            if "pack" in modes:
+                teacher.check_packing(datamodule.max_length)
 
     def read(self, batch: Batch, training: bool) -> list[dict[str, Tensor]]:
         """Return what each teacher says of a batch; nothing where there is none.
