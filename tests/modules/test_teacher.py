@@ -17,7 +17,7 @@ from transformers import (
 )
 
 import lmkit
-from lmkit.modules import HiddenLoss, SequenceClassificationModule
+from lmkit.modules import CausalLMModule, HiddenLoss, SequenceClassificationModule
 from lmkit.modules.teacher import Teacher, class_order, teacher_shape
 from tests import lessons, tiny
 from tests.cases import named
@@ -208,3 +208,25 @@ def test_classes_are_matched_by_name(
 def test_numbered_classes_of_another_count_are_refused() -> None:
     with pytest.raises(ValueError, match="the teacher t has other classes"):
         class_order(["a", "b"], ["LABEL_0", "LABEL_1", "LABEL_2"], "t")
+
+
+def test_a_teacher_that_mixes_up_packed_texts_is_refused(tmp_path: Path) -> None:
+    settings = {"model_type": "mpt", "d_model": 16, "n_layers": 2, "n_heads": 2}
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    teacher = CausalLMModule({**settings, "max_seq_len": 64, "vocab_size": 300, **ends})
+    teacher.configure_model()
+    teacher.network.save_pretrained(tmp_path / "mpt")
+    how: dict[str, Any] = {"teacher": str(tmp_path / "mpt")}
+    with pytest.raises(ValueError, match=r"the teacher .*mpt: .* does not keep texts apart"):
+        fit(
+            lessons.distill("packed_causal", **how),
+            lessons.data("packed_causal", tmp_path),
+        )
+    fit(lessons.distill("causal_lm", **how), lessons.data("causal_lm", tmp_path))
+
+
+@pytest.mark.parametrize("name", ["packed_causal", "masked_lm"])
+def test_a_teacher_in_bf16_reads_packed_texts(name: str, tmp_path: Path) -> None:
+    module = lessons.distill(name, teacher_precision="bf16")
+    fit(module, lessons.data(name, tmp_path), max_steps=1)
+    assert module.teachers._live[0].network.dtype == torch.bfloat16
