@@ -201,9 +201,8 @@ class Terms:
                     "LogitLoss(temperature=1.0), or keep all logits"
                 )
             return top_k_divergence(scores.logits, top, scores.valid)
-        # Of distances of logits the mean is that of logits, and there is no temperature.
-        mixed_at = None if loss.divergence == "mse" else temperature
-        teacher = mixture(scores, said, teachers.options.weights, mixed_at)
+        at = None if loss.divergence == "mse" else temperature
+        teacher = mixture(scores, said, teachers.options.weights, at)
         student = scores.logits[..., : teacher.shape[-1]]
         if scores.kind == "value":
             each = value_distance(student, teacher, scores.valid)
@@ -215,7 +214,7 @@ class Terms:
             how = temperature, loss.divergence, loss.beta
             each = logit_divergence(student, teacher, scores.valid, *how)
         if teachers.options.wrong_weight < 1.0:
-            if scores.kind != "classes" or scores.labels is None:
+            if scores.labels is None:
                 raise ValueError("wrong_weight below 1 is for classes of which one is right")
             right = teacher_is_right(teacher, scores.labels, scores.valid)
             each = torch.where(right, each, each * teachers.options.wrong_weight)
@@ -232,8 +231,8 @@ class Terms:
         loss = cast(FeatureLoss, self.losses[number])
         if loss.whole_texts and loss.stack != "decoder" and scores.segments is not None:
             raise ValueError(
-                f"{type(loss).__name__}: rows that hold several texts cannot be compared so; pass "
-                "batching='chunk' or 'bucket' to the data module, or take another distance"
+                f"{loss.word}: rows that hold several texts cannot be compared so; pass "
+                "batching='chunk' or 'bucket' to the data module"
             )
         theirs, weights = said[loss.teacher].inside, _of_loss(number, projections)
         rows = loss.compare(inside, theirs, scores, self._pairs[number], weights)
