@@ -18,9 +18,8 @@ from .distillation_metrics import (
     main_metric,
     teacher_metrics,
 )
-from .distillation_terms import mixture
 from .scores import Scores
-from .teacher_view import said_of
+from .teacher_view import mixture, said_of
 from .word_predictions import label_list
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -19,10 +19,6 @@ from ..functional.distillation import (
 )
 from ..functional.distillation_features import initial_projection
 from ..functional.distillation_teachers import (
-    mix_binary_teachers,
-    mix_teachers,
-    mix_values,
-    teacher_confidence,
     teacher_is_right,
 )
 from ..functional.distillation_top_k import top_k_divergence
@@ -32,14 +28,14 @@ from .distillation_losses import DistillationLoss, LogitLoss
 from .feature_losses import FeatureLoss, HiddenLoss, Pairs
 from .optimizer import planned_steps
 from .scores import Scores
-from .teacher_view import Said, said_of
+from .teacher_view import Said, mixture, said_of
 from .written_targets import OWN_WORDS
 
 if TYPE_CHECKING:
     from .distillation import DistillationModule
     from .teachers import Teachers
 
-__all__ = ["HardLoss", "Terms", "mixture", "restore_projections"]
+__all__ = ["HardLoss", "Terms", "restore_projections"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,8 +197,9 @@ class Terms:
                     "LogitLoss(temperature=1.0), or keep all logits"
                 )
             return top_k_divergence(scores.logits, top, scores.valid)
-        at = None if loss.divergence == "mse" else temperature
-        teacher = mixture(scores, said, teachers.options.weights, at)
+        # Of distances of logits the mean is that of logits, and there is no temperature.
+        mixed_at = None if loss.divergence == "mse" else temperature
+        teacher = mixture(scores, said, teachers.options.weights, mixed_at)
         student = scores.logits[..., : teacher.shape[-1]]
         if scores.kind == "value":
             each = value_distance(student, teacher, scores.valid)
@@ -231,40 +228,12 @@ class Terms:
         loss = cast(FeatureLoss, self.losses[number])
         if loss.whole_texts and loss.stack != "decoder" and scores.segments is not None:
             raise ValueError(
-                f"{loss.word}: rows that hold several texts cannot be compared so; pass "
+                f"{type(loss).__name__}: rows that hold several texts cannot be compared so; pass "
                 "batching='chunk' or 'bucket' to the data module"
             )
         theirs, weights = said[loss.teacher].inside, _of_loss(number, projections)
         rows = loss.compare(inside, theirs, scores, self._pairs[number], weights)
         return rows @ scores.shares.to(rows) / scores.shares.sum().clamp(min=1)
-
-
-def mixture(
-    scores: Scores, said: Sequence[Said], weights: Any, temperature: float | None = 1.0
-) -> Tensor:
-    """Return the logits of all teachers together, of the shape of one's.
-
-    Args:
-        scores: of the student, which know what kind of scores they are, and the labels.
-        said: by each teacher.
-        weights: one a teacher, `"confidence"`, or `None` for all the same.
-        temperature: at which the probabilities are averaged; `None` for the mean of the logits.
-    """
-    logits = [each.logits for each in said if each.logits is not None]
-    if len(logits) == 1:
-        return logits[0]
-    if weights == "confidence":
-        if scores.kind != "classes" or scores.labels is None:
-            raise ValueError(
-                "teacher_weights='confidence' is for classes: give one number for each teacher"
-            )
-        weights = teacher_confidence(logits, scores.labels)
-    how = torch.ones(len(logits)) if weights is None else torch.as_tensor(weights)
-    how = how.to(logits[0].device)
-    if scores.kind == "value" or temperature is None:
-        return mix_values(logits, how)
-    mix = mix_teachers if scores.kind == "classes" else mix_binary_teachers
-    return mix(logits, how, temperature)
 
 
 def restore_projections(projections: nn.ModuleDict, state: Mapping[str, Tensor]) -> None:

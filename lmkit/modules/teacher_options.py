@@ -65,6 +65,8 @@ def check_options(
         raise ValueError(f"cache_top_k must be at least 1, got {options.cache_top_k}")
     if options.cache_top_k is not None and not options.cache:
         raise ValueError("cache_top_k is of a cache: set cache too")
+    if options.cache_top_k is not None and options.wrong_weight < 1.0:
+        raise ValueError("wrong_weight is not known of a teacher's top classes: set no cache_top_k")
     for name in ("wrong_weight", "on_policy"):
         if not 0.0 <= getattr(options, name) <= 1.0:
             raise ValueError(f"{name} must lie in [0, 1], got {getattr(options, name)}")

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..functional.distillation_teachers import (
+    mix_binary_teachers,
+    mix_teachers,
+    mix_values,
+    teacher_confidence,
+)
 from ..functional.distillation_top_k import TopK
 from ..types import Batch
 from .captures import Place
 from .scores import Scores
 from .teacher import TeacherFacts, class_order
 
-__all__ = ["Alignment", "Said", "align", "attach", "present", "said_of", "spread"]
+__all__ = ["Alignment", "Said", "align", "attach", "mixture", "present", "said_of", "spread"]
 
 # In a batch what a teacher said stands under this, its number, and the name of the tensor; what
 # comes from a store has only the items and tokens that count, one after the other.
@@ -101,7 +107,12 @@ def said_of(
         inside[place] = spread(batch[f"{start}{_RUNS}{place}"], tokens) if found is None else found
     if f"{start}{_RUNS}ids" in batch:
         parts = [batch[f"{start}{_RUNS}{name}"] for name in TopK._fields]
-        return Said(None, TopK(*(spread(part, scores.valid) for part in parts)), inside)
+        top = TopK(*(spread(part, scores.valid) for part in parts))
+        if alignment.order is not None:
+            # Where the student has each class of the teacher.
+            ours = torch.tensor(alignment.order, device=top.ids.device).argsort()
+            top = top._replace(ids=ours[top.ids])
+        return Said(None, top, inside)
     logits = batch.get(f"{start}logits")
     if (runs := batch.get(f"{start}{_RUNS}choices")) is not None:
         there = present(scores)
@@ -114,6 +125,34 @@ def said_of(
     if alignment.order is not None:
         logits = logits[..., alignment.order]
     return Said(logits[..., : alignment.width], None, inside)
+
+
+def mixture(
+    scores: Scores, said: Sequence[Said], weights: Any, temperature: float | None = 1.0
+) -> Tensor:
+    """Return the logits of all teachers together, of the shape of one's.
+
+    Args:
+        scores: of the student, which know what kind of scores they are, and the labels.
+        said: by each teacher.
+        weights: one a teacher, `"confidence"`, or `None` for all the same.
+        temperature: at which the probabilities are averaged; `None` for the mean of the logits.
+    """
+    logits = [each.logits for each in said if each.logits is not None]
+    if len(logits) == 1:
+        return logits[0]
+    if weights == "confidence":
+        if scores.kind != "classes" or scores.labels is None:
+            raise ValueError(
+                "teacher_weights='confidence' is for classes: give one number for each teacher"
+            )
+        weights = teacher_confidence(logits, scores.labels)
+    how = torch.ones(len(logits)) if weights is None else torch.as_tensor(weights)
+    how = how.to(logits[0].device)
+    if scores.kind == "value" or temperature is None:
+        return mix_values(logits, how)
+    mix = mix_teachers if scores.kind == "classes" else mix_binary_teachers
+    return mix(logits, how, temperature)
 
 
 def present(scores: Scores) -> Tensor:

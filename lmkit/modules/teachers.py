@@ -255,6 +255,12 @@ class Teachers:
                     "checkpoint or the export; or take losses of what is inside it only"
                 )
             self.alignments.append(align(ours.labels, ours.vocabulary, known, facts))
+            if self.alignments[-1].width is not None and self.options.cache_top_k is not None:
+                raise ValueError(
+                    "cache_top_k needs one size of the vocabulary: the student has "
+                    f"{ours.vocabulary} and the teacher {facts.name} {facts.vocabulary}; leave "
+                    "cache_top_k out, or give the student as many"
+                )
 
 
 def _has_rows(datamodule: Any, split: str) -> bool:
