@@ -190,3 +190,23 @@ def test_a_teacher_of_other_tokens_reads_whole_texts_by_its_own(tmp_path: Path) 
         fitted(NAME, tmp_path, **how)
     with pytest.raises(ValueError, match="has another tokenizer than the student"):
         fitted(NAME, tmp_path, cache=True, **{**how, "losses": [HiddenLoss()]})
+
+
+def test_the_most_probable_classes_are_the_students_own(tmp_path: Path) -> None:
+    """The teacher has them in reverse."""
+    losses = [LogitLoss(weight=1.0, temperature=1.0)]
+    how: dict[str, Any] = {"losses": losses, "hard_weight": 0.0, "max_steps": 1}
+    _, whole, _ = fitted(NAME, tmp_path, **how)
+    how |= {"cache": True, "cache_precision": "fp32"}
+    # Of three classes, two and the mass of the rest are all.
+    _, top, _ = fitted(NAME, tmp_path, cache_top_k=2, **how)
+    assert top == pytest.approx(whole, rel=1e-4)
+
+
+def test_the_most_probable_tokens_are_of_one_vocabulary(tmp_path: Path) -> None:
+    teacher = lessons.teacher("causal_lm", vocab_size=316)
+    how: dict[str, Any] = {"teacher": teacher, "cache": True, "losses": [LogitLoss()]}
+    with pytest.raises(ValueError, match="cache_top_k needs one size of the vocabulary"):
+        fitted("causal_lm", tmp_path, cache_top_k=5, **how)
+    _, losses, _ = fitted("causal_lm", tmp_path, **how)
+    assert all(loss > 0 for loss in losses)

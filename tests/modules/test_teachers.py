@@ -132,6 +132,7 @@ def test_teachers_may_have_their_classes_in_different_orders(tmp_path: Path) -> 
         ({"cache_top_k": 5}, "cache_top_k is of a cache"),
         ({"cache": True, "cache_top_k": 0}, "cache_top_k must be at least 1"),
         ({"cache": True, "cache_top_k": 2, "teacher": ["a", "b"]}, "cache_top_k is for one"),
+        ({"cache": True, "cache_top_k": 2, "wrong_weight": 0.5}, "wrong_weight .* cache_top_k"),
         ({"hard_weight": -0.5}, "hard_weight must be at least 0, got -0.5"),
         ({"final_hard_weight": -0.5}, "final_hard_weight must be at least 0"),
         ({"hard_start": 1.0}, "hard_start"),
