@@ -33,8 +33,8 @@ class DistillationModule(LMModule):
     $\mathcal{L} = \frac{1}{N} \sum_{i=1}^{N} \bigl[\lambda \ell_i + \sum_j w_j d_{ij}\bigr]$, where
     $\ell_i$ is the student's own loss of item $i$ (example, labelled piece or token), 0 of one that
     has no label, $\lambda$ the `hard_weight`, and $d_{ij}$ the losses against the teacher: of
-    logits item by item, of what is inside the networks the mean over the tokens of the item's text.
-    So batches of an accumulation window and of all ranks add up to one large batch exactly.
+    logits item by item, of what is inside the networks the mean over the tokens of the item's row.
+    So the batches of a window and of all ranks add up exactly, but for rows that share texts anew.
 
     Everything else is the student's: data, metrics, predictions, export. `network` is its network;
     nothing of the teachers is in a checkpoint or an optimizer. Teachers are of the student's task,

