@@ -1,0 +1,30 @@
+"""The copies of a module in which Lightning's callbacks average its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+__all__ = ["averages"]
+
+
+def averages(callbacks: Iterable[object], module: nn.Module) -> Iterator[dict[int, Tensor]]:
+    """Yield for each average of a module its weights, by the identities of the module's own.
+
+    Args:
+        callbacks: of the Trainer; those of Lightning that average (EMA, SWA) are asked.
+        module: that is trained.
+
+    Example:
+        >>> list(averages([], nn.Linear(2, 2)))
+        []
+    """
+    for callback in callbacks:
+        # Lightning has no public name for it.
+        average = getattr(callback, "_average_model", None)
+        if isinstance(average, nn.Module):
+            copy = average.module if isinstance(average, AveragedModel) else average
+            pairs = zip(module.parameters(), copy.parameters(), strict=True)
+            yield {id(own): averaged for own, averaged in pairs}
