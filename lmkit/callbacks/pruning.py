@@ -76,10 +76,9 @@ class PruningCallback(Callback):
 
     Raises:
         ValueError: an argument lies outside its range; before training, a width is no multiple of
-            M, another `PruningCallback` has the weights or ranks hold only parts of them, they are
-            frozen and movement is asked for, they have more zeros than the target, the length of
-            the run is not known, or the checkpoint was pruned otherwise; at the first choice, no
-            batch was seen by which to choose.
+            M, another `PruningCallback` has the weights or ranks hold only parts of them, movement
+            is asked for of frozen ones, they have more zeros than the target, the run has no end,
+            or the checkpoint was pruned otherwise; at the first choice, no batch was seen.
         NothingMatchedError: in `setup`, a target matches nothing; names what is near.
 
     Example:
@@ -151,9 +150,9 @@ class PruningCallback(Callback):
         """Begin, or go on with the masks of the checkpoint."""
         self._release()
         layers = self._layers(pl_module)
-        config = getattr(_network(pl_module), "config", None)
-        has_encoder = bool(getattr(config, "is_encoder_decoder", False))
-        self.run.start(layers, planned_steps(trainer), has_encoder)
+        config: Any = getattr(_network(pl_module), "config", None)
+        is_pair = bool(getattr(config, "is_encoder_decoder", False))
+        self.run.start(layers, planned_steps(trainer), is_pair)
         add_up = partial(trainer.strategy.reduce, reduce_op="sum")
 
         def after_step(*_: Any) -> None:
@@ -164,11 +163,12 @@ class PruningCallback(Callback):
 
         self._hooks = [each.register_step_post_hook(after_step) for each in trainer.optimizers]
         if isinstance(pl_module, LMModule) and (marks := pl_module.base.get("weights")):
-            # No checkpoint may leave frozen ones out as those of the base, which is told by a sample
-            # of their values: a few zeros may not be in it.
+            # Else a checkpoint may leave frozen ones out, by a sample in which a few zeros are not.
             kept = {name: mark for name, mark in marks.items() if name not in layers}
             pl_module.base = {**pl_module.base, "weights": kept}
-        self._speak(pl_module, layers)
+        if not self._has_spoken:
+            self._speak(pl_module, layers)
+            self._has_spoken = True
         self.run.choose(trainer.global_step, add_up)
         self._changed(trainer, pl_module, trainer.global_step)
 
@@ -276,9 +276,6 @@ class PruningCallback(Callback):
             self.run.masks.apply_to(copies)
 
     def _speak(self, pl_module: LightningModule, layers: Mapping[str, Any]) -> None:
-        if self._has_spoken:
-            return
-        self._has_spoken = True
         sites = (_network(pl_module).get_submodule(n.removesuffix(".weight")) for n in layers)
         filled = any(hasattr(wrapper, "lora_A") for site in sites for wrapper in wrappers(site))
         rank_zero_info(

@@ -26,5 +26,7 @@ def averages(callbacks: Iterable[object], module: nn.Module) -> Iterator[dict[in
         average = getattr(callback, "_average_model", None)
         if isinstance(average, nn.Module):
             copy = average.module if isinstance(average, AveragedModel) else average
-            pairs = zip(module.parameters(), copy.parameters(), strict=True)
-            yield {id(own): averaged for own, averaged in pairs}
+            own, copies = list(module.parameters()), list(copy.parameters())
+            # A copy that was made before the network was built has no weights, and averages none.
+            if len(own) == len(copies):
+                yield dict(zip(map(id, own), copies, strict=True))
