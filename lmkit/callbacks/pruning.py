@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ..functional.pruning import share_of_zeros
+from ..functional.pruning import parse_pattern, share_of_zeros
 from ..modules import LMModule
 from ..modules.optimizer import planned_steps
 from ..surgery.effective_weight import wrappers
@@ -26,8 +26,7 @@ from .weight_averages import averages
 
 __all__ = ["PruningCallback"]
 
-# Their ranks do not hold whole weights.
-_SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
+_SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)  # no rank has whole weights
 
 
 class PruningCallback(Callback):
@@ -94,7 +93,7 @@ class PruningCallback(Callback):
             "magnitude", "random", "movement", "soft_movement", "wanda"
         ] = "magnitude",
         scope: Literal["row", "local", "global"] | None = None,
-        pattern: str | None = None,
+        pattern: str | int | None = None,
         targets: Sequence[str] = ("all",),
         schedule: Literal["one_shot", "linear", "cubic"] = "cubic",
         start: float = 0.1,
@@ -109,6 +108,7 @@ class PruningCallback(Callback):
         if isinstance(targets, str) or not targets:
             raise ValueError(f"targets must be a list of roles or patterns, got {targets!r}")
         self.targets = list(targets)
+        pattern = None if pattern is None else "{}:{}".format(*parse_pattern(pattern))
         amount = sparsity, criterion, scope, pattern, schedule, start, end, interval
         plan = PruningPlan(*amount, calibration_steps, score_rate, penalty, seed)
         self.run = PruningRun(plan)
@@ -150,9 +150,9 @@ class PruningCallback(Callback):
         """Begin, or go on with the masks of the checkpoint."""
         self._release()
         layers = self._layers(pl_module)
-        config: Any = getattr(_network(pl_module), "config", None)
-        is_pair = bool(getattr(config, "is_encoder_decoder", False))
-        self.run.start(layers, planned_steps(trainer), is_pair)
+        config = getattr(_network(pl_module), "config", None)
+        has_encoder = bool(getattr(config, "is_encoder_decoder", False))
+        self.run.start(layers, planned_steps(trainer), has_encoder)
         add_up = partial(trainer.strategy.reduce, reduce_op="sum")
 
         def after_step(*_: Any) -> None:

@@ -98,8 +98,10 @@ def next_update(step: int, start: int, end: int, interval: int) -> int | None:
     return None if step >= end else min(end, start + ((step - start) // interval + 1) * interval)
 
 
-def parse_pattern(pattern: str) -> tuple[int, int]:
+def parse_pattern(pattern: str | int) -> tuple[int, int]:
     """Read a pattern `N:M`: of each M consecutive weights of an output, N are kept.
+
+    YAML takes `2:4` without quotes for a number in base 60, so 124 is read as that.
 
     Raises:
         ValueError: it is no such pattern, or keeps none or all.
@@ -108,13 +110,11 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
         >>> parse_pattern("2:4")
         (2, 4)
     """
-    found = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
+    text = "{}:{}".format(*divmod(pattern, 60)) if type(pattern) is int else str(pattern)
+    found = re.fullmatch(r"(\d+):(\d+)", text)
     kept, of = map(int, found.groups()) if found else (0, 0)
     if not 0 < kept < of:
-        raise ValueError(
-            "pattern must be 'N:M' with 0 < N < M, such as '2:4' (in YAML in quotes), got "
-            f"{pattern!r}"
-        )
+        raise ValueError(f"pattern must be 'N:M' with 0 < N < M, such as '2:4', got {text!r}")
     return kept, of
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
@@ -262,8 +263,17 @@ def test_zeros_of_either_sign_are_counted() -> None:
     assert share_of_zeros([]) == 0.0
 
 
-@pytest.mark.parametrize("pattern", ["4:2", "4:4", "0:4", "2-4", "two:four", "", "2:4:8", " 2:4"])
-def test_what_is_no_pattern_is_refused(pattern: str) -> None:
+@pytest.mark.parametrize(("kept", "of"), [(2, 4), (1, 4), (4, 8), (1, 59)])
+def test_a_pattern_without_quotes_is_what_yaml_makes_of_it(kept: int, of: int) -> None:
+    assert parse_pattern(f"{kept}:{of}") == (kept, of)
+    assert parse_pattern(yaml.safe_load(f"{kept}:{of}")) == (kept, of)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["4:2", "4:4", "0:4", "2-4", "two:four", "", "2:4:8", " 2:4", 2, 242, -124, 2.4, True],
+)
+def test_what_is_no_pattern_is_refused(pattern: Any) -> None:
     with pytest.raises(ValueError, match="pattern must be 'N:M' with 0 < N < M"):
         parse_pattern(pattern)
 
