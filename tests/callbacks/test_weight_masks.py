@@ -57,6 +57,9 @@ def test_a_weight_stays_pruned_whatever_becomes_of_the_others() -> None:
         for weight, _ in masks.weights.values():
             weight.normal_().mul_(1e-9)
     masks.apply()
+    for name, (weight, _) in masks.weights.items():
+        # No minus zero either, whose bits are not all zero.
+        assert not weight[before[name]].any() and not weight[before[name]].signbit().any()
     masks.choose(0.75)
     assert all(not (old & ~masks.pruned[name]).any() for name, old in before.items())
     assert zeros(masks) == [18, 18]
