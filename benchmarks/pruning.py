@@ -3,9 +3,10 @@
 TREC-6 (5,452 / 500) by the MiniLM encoder with a new head, fine-tuned while the projections of its
 layers are pruned: by magnitude at once, and by magnitude, movement, soft movement and chance along
 the cubic schedule. The peer is `torch.nn.utils.prune.global_unstructured` in a plain loop of
-PyTorch, at once and along the same schedule. All start from the same weights, have the same
-hyper-parameters and compare scores over all matrices; `dense` is the same without pruning. Accuracy
-is that of the test after the last step, CPU seconds are those of one thread, masks included.
+PyTorch, at once and along the same schedule. All start from the same weights and have the same
+hyper-parameters; `dense` is the same without pruning. Magnitudes are compared over all matrices, as
+the peer does, movements within each, as in the paper; `--scope` says otherwise. Accuracy is that of
+the test after the last step, CPU seconds are those of one thread, masks included.
 
 Zeros make nothing faster, so there is no column of speed; `--time` measures just that, a dense
 network and one with 90 % zeros in turn.
@@ -32,7 +33,7 @@ from sequence_classification import initial, rows_of, write_rows
 from torch.nn.utils import prune as torch_prune
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lmkit.functional.pruning import last_update, planned_sparsity, share_of_zeros
+from lmkit.functional.pruning import SCOPES, last_update, planned_sparsity, share_of_zeros
 from lmkit.functional.schedule import schedule_factor
 from lmkit.surgery.prunable import prunable_layers
 
@@ -75,7 +76,8 @@ def ours(options: argparse.Namespace, start: Path, seed: int, way: str, left: fl
     callbacks = [clock.of_lightning()]
     if way != "dense":
         criterion, schedule = way.split()
-        how: dict[str, Any] = {"scope": "global", "schedule": schedule, "start": options.start}
+        scope = options.scope or ("global" if criterion == "magnitude" else None)
+        how: dict[str, Any] = {"scope": scope, "schedule": schedule, "start": options.start}
         how |= {"end": options.end, "interval": options.interval}
         callbacks.append(PruningCallback(1 - left, criterion, **how))
     train, test = rows_of("trec")
@@ -214,6 +216,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=list(WAYS))
     parser.add_argument("--left", type=float, nargs="+", default=[0.1, 0.03])
+    parser.add_argument("--scope", choices=SCOPES, help="of lmkit; see above")
     parser.add_argument("--start", type=float, default=0.1, help="share of the run before pruning")
     parser.add_argument("--end", type=float, default=0.7, help="share of the run at its end")
     parser.add_argument("--interval", type=int, default=10, help="steps between two choices")

@@ -359,6 +359,11 @@ CASES = [
         covers=("GradualUnfreezingCallback",),
     ),
     Case(
+        "pruning",
+        callbacks=lambda: [callbacks.PruningCallback(0.5, start=0.0, interval=1)],
+        covers=("PruningCallback",),
+    ),
+    Case(
         "figures",
         watches=True,
         callbacks=lambda: [callbacks.FiguresCallback()],

@@ -274,7 +274,7 @@ def test_a_translator_is_distilled_from_what_its_teacher_writes(tmp_path, capsys
 @pytest.mark.parametrize("word", PRETRAINING)
 def test_recipe_trains_resumes_and_predicts(word, tmp_path):
     write_text(tmp_path / "text.txt", 60)
-    fills = ("masked_lm", "masked_lm_head", "continued_pretraining")
+    fills = ("masked_lm", "masked_lm_head", "continued_pretraining", "pruning")
     asked = {"denoising": "the <extra_id_0> fox", **dict.fromkeys(fills, "the [MASK] fox")}
     (tmp_path / "ask.txt").write_text(asked.get(word, "the quick") + "\n")
     run = tmp_path / "runs" / word

@@ -15,6 +15,7 @@ from .predictions import PredictionsCallback
 from .prefix_tuning import PrefixTuningCallback
 from .prompt_tuning import PromptTuningCallback
 from .provenance import ProvenanceCallback
+from .pruning import PruningCallback
 from .samples import SamplesCallback
 from .selective_tuning import SelectiveTuningCallback
 from .surgery import SurgeryCallback
@@ -36,6 +37,7 @@ __all__ = [
     "PrefixTuningCallback",
     "PromptTuningCallback",
     "ProvenanceCallback",
+    "PruningCallback",
     "SamplesCallback",
     "SelectiveTuningCallback",
     "SurgeryCallback",

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -299,6 +300,22 @@ def test_a_window_of_small_batches_has_the_scores_of_a_large_one_in_bf16(tmp_pat
         )
         assert share(zeros(module)) == pytest.approx(0.75, abs=0.01)
         assert all(p.isfinite().all() and p.dtype == torch.float32 for p in module.parameters())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_loss_scaler_leaves_the_scores_as_they_are(fused: bool, tmp_path: Path) -> None:
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"fused": fused}}
+    found = []
+    for scaled in (False, True):
+        scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+        plugins = [MixedPrecision("16-mixed", "cpu", scaler)] if scaled else None
+        callback, save = pruning(0.5, "movement", end=1.0), SaveAt({3}, tmp_path)
+        module = {"optimizer": optimizer}
+        fit_task(TASK, tmp_path, callback, save, module=module, plugins=plugins)
+        scores = held_in(tmp_path / "3.ckpt")["scores"]
+        found.append(torch.cat([each.flatten() for each in scores.values()]))
+    # In float16 the gradients have eleven bits.
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < 0.05
 
 
 class Foreign(LightningModule):
