@@ -22,7 +22,7 @@ from lmkit.surgery.ia3 import IA3
 from lmkit.surgery.lora import VARIANTS, LoRA
 from lmkit.surgery.prompt_tuning import PromptTuning
 from tests.surgery.adapted import bert, build, logits, stir
-from tests.surgery.low_rank import added, fold_by_hand, folded_layers
+from tests.surgery.lora_formulas import added, fold_by_hand, folded_layers
 
 pytest.importorskip("peft", reason="LoRA needs the extra peft")
 EACH_VARIANT = pytest.mark.parametrize("variant", VARIANTS)

@@ -17,7 +17,7 @@ from lmkit.surgery.composition import active_adapters, injected_layers, use_adap
 from lmkit.surgery.ia3 import IA3
 from lmkit.surgery.injection import bare_layer
 from tests.surgery.adapted import bert, build, inputs, logits, stir
-from tests.surgery.low_rank import folded_layers
+from tests.surgery.lora_formulas import folded_layers
 
 pytest.importorskip("peft", reason="(IA)³ needs the extra peft")
 # Of each network how many layers have factors: of key, value and feed-forward block, or fused.

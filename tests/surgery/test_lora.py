@@ -15,7 +15,7 @@ from lmkit.surgery import NothingMatchedError, from_spec, to_spec
 from lmkit.surgery.composition import active_adapters, injected_layers, use_adapters
 from lmkit.surgery.lora import VARIANTS, LoRA
 from tests.surgery.adapted import bert, build, inputs, logits, stir
-from tests.surgery.low_rank import added, fold_by_hand, folded_layers
+from tests.surgery.lora_formulas import added, fold_by_hand, folded_layers
 
 pytest.importorskip("peft", reason="LoRA needs the extra peft")
 EACH_VARIANT = pytest.mark.parametrize("variant", VARIANTS)

@@ -11,7 +11,7 @@ from lmkit.surgery.ia3 import IA3
 from lmkit.surgery.lora import LoRA
 from lmkit.surgery.lora_variants import triplets
 from tests.surgery.adapted import bert, build, logits, stir
-from tests.surgery.low_rank import folded_layers, own_weight
+from tests.surgery.lora_formulas import folded_layers, own_weight
 
 pytest.importorskip("peft", reason="LoRA needs the extra peft")
 FROM_BASE = ("pissa", "olora")
