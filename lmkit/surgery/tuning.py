@@ -13,6 +13,7 @@ __all__ = [
     "freeze_base",
     "head_parameters",
     "is_tuned_in_part",
+    "rename_trainable",
     "thaw",
     "trainable_at_first",
     "unfreeze_base",
@@ -70,6 +71,22 @@ def trainable_at_first(network: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in network.named_parameters()
         if (parameter.requires_grad if before is None else base_name(name) in before)
     }
+
+
+def rename_trainable(network: nn.Module, old: Collection[str], new: Collection[str]) -> None:
+    """Let weights take the places of others that could be trained before `freeze_base`.
+
+    Args:
+        network: in which a surgery has replaced weights; if its base was not frozen, nothing
+            changes.
+        old: names of the weights that are gone.
+        new: names of those that stand for them.
+    """
+    before: set[str] = getattr(network, _MARK, set())
+    gone = {base_name(name) for name in old}
+    if gone <= before:
+        before -= gone
+        before |= {base_name(name) for name in new}
 
 
 def head_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
