@@ -138,7 +138,9 @@ def _export(words: list[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace what is in DIR")
     adapters = parser.add_mutually_exclusive_group()
     adapters.add_argument(
-        "--merge", action="store_true", help="compute the active adapters into the base's weights"
+        "--merge",
+        action="store_true",
+        help="compute the active adapters into the base's weights, and make low-rank layers dense",
     )
     adapters.add_argument(
         "--adapter",
@@ -147,6 +149,9 @@ def _export(words: list[str]) -> int:
         default=False,
         metavar="NAME",
         help="write one adapter alone, for peft or lmkit; without NAME the only or active one",
+    )
+    parser.add_argument(
+        "--plain", action="store_true", help="refuse what plain transformers cannot load"
     )
     options = parser.parse_args(words[1:])
 
@@ -160,8 +165,9 @@ def _export(words: list[str]) -> int:
         from .exporting import export
 
         def run() -> int:
-            how = options.format, options.overwrite, options.merge, options.adapter, options.base
-            _out(f"{export(options.ckpt, options.output, *how)}\n")
+            names = ("format", "overwrite", "merge", "adapter", "base", "plain")
+            how = {name: getattr(options, name) for name in names}
+            _out(f"{export(options.ckpt, options.output, **how)}\n")
             return 0
 
         return run

@@ -8,13 +8,14 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedModel
 
 from .adapters import write_adapter
 from .adapters.ownership import check_module
-from .adapters.stored import NOTE
+from .adapters.stored import NOTE, unmerged
 from .loading import load
 from .modules import LMModule
 from .modules.network import usable_positions
@@ -22,6 +23,7 @@ from .onnx_file import require_onnx, write_onnx
 from .surgery.composition import active_adapters, adapters_of
 from .surgery.folding import check_mergeable
 from .surgery.folding import merge as merge_into_base
+from .surgery.structure_folder import STRUCTURE, structural_specs, write_structure
 
 __all__ = ["FORMATS", "check_export", "export"]
 
@@ -37,11 +39,14 @@ def export(
     merge: bool = False,
     adapter: bool | str = False,
     base: str | os.PathLike[str] | None = None,
+    plain: bool = False,
 ) -> Path:
     """Write a trained model for use.
 
     The folder appears whole or not at all. `"hf"` is a folder for plain `transformers`:
-    `transformers.pipeline(task, model=output)` loads it. `"onnx"` holds `model.onnx` beside config
+    `transformers.pipeline(task, model=output)` loads it. A structure that a config cannot say, such
+    as low-rank layers, becomes a folder with a `structure.json`, which `lmkit.load` and the `model`
+    of a module read, and plain `transformers` refuses. `"onnx"` holds `model.onnx` beside config
     and tokenizer, with free batch size and length, and its logits are compared with the network's
     in ONNX Runtime before it is handed over; adapters are part of it, merged or not.
 
@@ -50,20 +55,23 @@ def export(
         output: the folder to make.
         format: `"hf"` or `"onnx"` (needs the extra `onnx`).
         overwrite: replace a folder that is there already.
-        merge: compute the active adapters into the base's weights.
+        merge: compute the active adapters into the base's weights, and low-rank layers into dense
+            ones.
         adapter: write one adapter and its head alone, for plain peft where that computes the same
             and otherwise for `lmkit.adapters.add_adapter`: its name, or `True` for the only or only
             active one.
         base: a folder or hub name, where the base of a checkpoint that holds only what was trained
             is now; by default where it was.
+        plain: refuse what plain `transformers` cannot load, before anything is written.
 
     Returns:
         The folder.
 
     Raises:
         TypeError: neither a module of lmkit nor a path or name.
-        ValueError: an unknown format, options that exclude each other, or a structure that
-            `transformers` cannot express, such as that of adapters without `merge` or `adapter`.
+        ValueError: an unknown format, options that exclude each other, adapters without `merge` or
+            `adapter`, or a structure that neither `transformers` nor surgeries of lmkit can make;
+            with `plain`, one that `transformers` cannot.
         FileExistsError: the folder is there and not empty.
         ImportError: the extra `onnx` or `peft` is needed and not installed.
     """
@@ -72,6 +80,9 @@ def export(
     if adapter and (merge or format != "hf"):
         other = "merge" if merge else f"format={format!r}"
         raise ValueError(f"adapter writes one adapter alone and {other} a whole model: give one")
+    if plain and (adapter or format != "hf"):
+        other = "adapter" if adapter else f"format={format!r}"
+        raise ValueError(f"plain is about folders of whole models, and {other} is none: give one")
     target = Path(output)
     if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is there already; give another output or overwrite it")
@@ -85,12 +96,14 @@ def export(
         raise ValueError("base is for a checkpoint to be loaded, and this module has its weights")
     module.configure_model()
     if not adapter:
-        network = _network(module, format, merge)
+        network, specs = _network(module, format, merge, plain)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         folder = Path(scratch) / "export"
         if adapter:
             write_adapter(module, folder, None if adapter is True else adapter)
+        elif format == "hf" and specs:
+            write_structure(network, folder, specs)
         elif format == "hf":
             network.save_pretrained(folder)
         else:
@@ -102,18 +115,25 @@ def export(
         if target.exists():
             shutil.rmtree(target) if target.is_dir() else target.unlink()
         folder.replace(target)
+    if not adapter and specs and format == "hf":
+        rank_zero_info(
+            f"{target} has a {STRUCTURE}: lmkit.load reads it, and plain transformers refuses it, "
+            "since no config can say its layers. merge=True (--merge) makes a plain folder, with "
+            "dense layers"
+        )
     return target
 
 
-def check_export(module: LMModule, merge: bool = False) -> None:
-    """Check that what adapters a module has can become a part of a plain folder.
+def check_export(module: LMModule, merge: bool = False, plain: bool = False) -> None:
+    """Check that a module can be written as a folder.
 
     Args:
         module: with its network built.
-        merge: whether the active adapters are to be merged.
+        merge: whether adapters and low-rank layers are to be merged.
+        plain: whether plain `transformers` is to load it.
 
     Raises:
-        ValueError: they cannot; says what can be done.
+        ValueError: it cannot, because of its adapters or its structure; says what can be done.
     """
     names = adapters_of(module.network)
     if names and not merge:
@@ -125,10 +145,17 @@ def check_export(module: LMModule, merge: bool = False) -> None:
         )
     if merge:
         check_mergeable(module.network)
+    elif plain:
+        _check_plain(structural_specs(module.network, module.ledger))
 
 
-def _network(module: LMModule, format: str, merge: bool) -> PreTrainedModel:
-    """Return a copy of the network as it is to be written, on the CPU and in evaluation mode."""
+def _network(
+    module: LMModule, format: str, merge: bool, plain: bool
+) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
+    """Return a copy of the network as it is to be written, on the CPU and in evaluation mode.
+
+    With it come the surgeries that its config does not say.
+    """
     if format == "onnx" and module.network.config.is_encoder_decoder:
         raise ValueError(
             "format='onnx' is for encoders and decoders, and this is an encoder-decoder; export it "
@@ -139,15 +166,22 @@ def _network(module: LMModule, format: str, merge: bool) -> PreTrainedModel:
     network: PreTrainedModel = copy.deepcopy(module.network).cpu().eval()
     if merge:
         merge_into_base(network)
-    elif format == "onnx" and adapters_of(network):
-        return network
-    expected = type(network)(copy.deepcopy(network.config)).state_dict()
-    if set(expected) != set(network.state_dict()):
+    if format == "onnx":  # it says each operation, whatever the structure
+        return network, []
+    specs = structural_specs(network, unmerged(module.ledger) if merge else module.ledger)
+    if plain:
+        _check_plain(specs)
+    return network, specs
+
+
+def _check_plain(specs: list[dict[str, Any]]) -> None:
+    if specs:
+        kinds = ", ".join(dict.fromkeys(spec["class_path"].rpartition(".")[2] for spec in specs))
         raise ValueError(
-            "plain transformers cannot express this structure, which was changed by "
-            f"{[spec['class_path'] for spec in module.ledger]}"
+            f"plain transformers cannot express this structure, which was changed by {kinds}: a "
+            "config has no words for it. merge=True (--merge) makes low-rank layers dense; without "
+            "plain the folder gets a structure.json, which lmkit.load reads"
         )
-    return network
 
 
 def _write_tokenizer(module: LMModule, folder: Path, target: Path) -> None:

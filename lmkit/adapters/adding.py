@@ -24,7 +24,7 @@ from ..surgery.lora import LoRA
 from ..surgery.prefix_tuning import PrefixTuning
 from .head import find_head, own_head, take_head, widen_head
 from .ownership import check_module
-from .stored import StoredAdapter, read_adapter, stored_tokenizer
+from .stored import StoredAdapter, read_adapter, stored_tokenizer, surgeries_of_base
 
 __all__ = ["add_adapter"]
 
@@ -167,6 +167,12 @@ def _check_base(module: LMModule, stored: StoredAdapter) -> bool:
         ValueError: they are not; names one.
     """
     network = module.network
+    if stored.structure != surgeries_of_base(module.ledger):
+        whose = "the adapter was trained on" if stored.structure else "this module has"
+        raise ValueError(
+            f"the adapter in {stored.where} is for other layers: {whose} low-rank ones, which are "
+            "another base; put it on a module with the same"
+        )
     own = other_tensors(dict(network.named_parameters(remove_duplicate=False)))
     apart = {*own_head(module), *stored.fresh, *stored.changed, *_changed(network)}
     shared = [key for key in own if key not in apart]

@@ -28,7 +28,7 @@ from ..surgery.prompt_tuning import PromptTuning
 from ..surgery.sites import base_name
 from ..surgery.tuning import head_parameters
 from .ownership import check_module
-from .stored import NOTE, WEIGHTS, choose, named_surgeries
+from .stored import NOTE, WEIGHTS, choose, named_surgeries, surgeries_of_base
 
 __all__ = ["write_adapter"]
 
@@ -52,7 +52,7 @@ def write_adapter(
     Raises:
         TypeError: the module is not lmkit's.
         ValueError: there is no such adapter, or other weights of the base were trained as well, be
-            it before the adapter was added.
+            it before the adapter was added, or its layers are low-rank.
         ImportError: peft is needed and not installed.
     """
     remedy = "lmkit.surgery.peft_folder.write_peft_folder(network, surgery, folder, base)"
@@ -61,6 +61,12 @@ def write_adapter(
     network: Any = module.network
     if is_folded(network):
         raise ValueError("the module is folded: unfold_adapters(module) first")
+    if surgeries_of_base(module.ledger):
+        raise ValueError(
+            "the adapter was trained on low-rank layers, and computes something else on the base "
+            "that its folder would name; export the model with merge=True (--merge), or keep the "
+            "checkpoint"
+        )
     known = named_surgeries(module.ledger)
     chosen = choose(known, active_adapters(network), name)
     surgeries: list[Any] = [from_spec(spec) for spec in known[chosen]]

@@ -30,12 +30,16 @@ __all__ = [
     "named_surgeries",
     "read_adapter",
     "stored_tokenizer",
+    "surgeries_of_base",
+    "unmerged",
 ]
 
 #: Of a folder: what lmkit notes of it, and the weights of an adapter that peft does not know.
 NOTE, WEIGHTS = "lmkit.json", "adapter.safetensors"
 
 _KINDS = ("LoRA", "IA3", "Adapter", "PromptTuning", "PrefixTuning")
+# What changes the layers of the base, and is undone with the adapters when all is merged.
+_OF_BASE = ("LowRank",)
 
 
 @dataclass
@@ -53,6 +57,7 @@ class StoredAdapter:
         base: name and fingerprint of the base, as far as they are known.
         marks: hashes of frozen weights by plain name, see `lmkit.modules.frozen_base.mark`.
         changed: names of weights of the base that are not as they were.
+        structure: surgeries that changed the layers of the base.
     """
 
     where: str
@@ -65,6 +70,7 @@ class StoredAdapter:
     base: dict[str, Any] = field(default_factory=dict)
     marks: dict[str, str] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
+    structure: list[dict[str, Any]] = field(default_factory=list)
 
 
 def read_adapter(source: str | os.PathLike[str], adapter: str | None = None) -> StoredAdapter:
@@ -107,10 +113,20 @@ def named_surgeries(ledger: Iterable[Mapping[str, Any]]) -> dict[str, list[Mappi
     """
     found: dict[str, list[Mapping[str, Any]]] = {}
     for spec in ledger:
-        path = str(spec["class_path"])
-        if path.startswith("lmkit.surgery.") and path.rpartition(".")[2] in _KINDS:
+        if _kind(spec) in _KINDS:
             found.setdefault(spec["init_args"]["name"], []).append(spec)
     return found
+
+
+def surgeries_of_base(ledger: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the entries of a ledger that change the layers of the base, such as `LowRank`."""
+    return [dict(spec) for spec in ledger if _kind(spec) in _OF_BASE]
+
+
+def unmerged(ledger: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what is left of a ledger when a network was merged."""
+    gone = (*_KINDS, "AdapterFusion", *_OF_BASE)
+    return [dict(spec) for spec in ledger if _kind(spec) not in gone]
 
 
 def choose(names: Iterable[str], active: Mapping[str, float] | None, wanted: str | None) -> str:
@@ -186,6 +202,7 @@ def _from_checkpoint(path: Path, adapter: str | None) -> StoredAdapter:
             for key in adapter_tensors(state, each)
             if ".starts." in key
         },
+        structure=surgeries_of_base(saved["ledger"]),
     )
 
 
@@ -215,6 +232,12 @@ def _from_folder(folder: Path) -> StoredAdapter:
         fresh=set(others),
         base={"name": name},
     )
+
+
+def _kind(spec: Mapping[str, Any]) -> str:
+    """Return the class of a surgery of lmkit, `""` of any other."""
+    module, _, name = str(spec["class_path"]).rpartition(".")
+    return name if module.startswith("lmkit.surgery.") else ""
 
 
 def _labels(names: Mapping[Any, str] | None) -> dict[int, str] | None:

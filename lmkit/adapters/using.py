@@ -10,7 +10,7 @@ from ..surgery.composition import active_adapters, adapters_of
 from ..surgery.composition import use_adapters as switch
 from ..surgery.folding import fold, merge, unfold
 from .ownership import check_module
-from .stored import named_surgeries
+from .stored import unmerged
 
 __all__ = [
     "fold_adapters",
@@ -70,9 +70,10 @@ def use_adapters(module: LMModule, weights: Mapping[str, float]) -> None:
 def merge_adapters(module: LMModule) -> None:
     """Compute the active adapters of a module into its base, and take all adapters out.
 
-    The module is then one of the plain architecture with weights of its own: nothing is frozen, no
-    surgery of an adapter is in its ledger, and its checkpoints hold all weights. To write a model
-    without changing the module, `lmkit.export(module, folder, merge=True)`.
+    Low-rank layers become dense ones. The module is then one of the plain architecture with weights
+    of its own: nothing is frozen, no surgery of an adapter is in its ledger, and its checkpoints
+    hold all weights. To write a model without changing the module,
+    `lmkit.export(module, folder, merge=True)`.
 
     Args:
         module: changed in place.
@@ -84,8 +85,7 @@ def merge_adapters(module: LMModule) -> None:
     check_module(module, "merge_adapters", "lmkit.surgery.folding.merge(network)")
     module.configure_model()
     merge(module.network)
-    adapters = [spec for specs in named_surgeries(module.ledger).values() for spec in specs]
-    become_base(module, [spec for spec in module.ledger if spec not in adapters])
+    become_base(module, unmerged(module.ledger))
 
 
 def fold_adapters(module: LMModule) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -29,12 +29,14 @@ class ExportCallback(Callback):
         format: `hf` for a Hugging Face folder, `onnx` for ONNX.
         weights: `best` for the best checkpoint, if there is one, or `last` for the weights as
             the training left them.
-        merge: compute the active adapters into the base's weights.
+        merge: compute the active adapters into the base's weights, and low-rank layers into dense
+            ones.
         adapter: write the only or only active adapter alone, with its head.
+        plain: refuse a structure that plain `transformers` cannot load.
 
     Raises:
-        ValueError: `format` or `weights` is none of these, or `merge` and `adapter` are both set;
-            at the start of a fit, the module has adapters that could not be exported so.
+        ValueError: `format` or `weights` is none of these, or options exclude each other; at the
+            start of a fit, the module has adapters or a structure that could not be exported so.
         TypeError: at the start of a fit, the module is not lmkit's.
         FileExistsError: at the start of a fit, `output` holds something other than an export.
         ImportError: at the start of a fit, what ONNX needs is not installed.
@@ -51,6 +53,7 @@ class ExportCallback(Callback):
         weights: Literal["best", "last"] = "best",
         merge: bool = False,
         adapter: bool = False,
+        plain: bool = False,
     ) -> None:
         super().__init__()
         if format not in ("hf", "onnx"):
@@ -62,6 +65,9 @@ class ExportCallback(Callback):
         self.weights = weights
         self.merge = merge
         self.adapter = adapter
+        self.plain = plain
+        if plain and (adapter or format != "hf"):
+            raise ValueError("plain=True is about folders of whole models: leave it out")
         if adapter and (merge or format != "hf"):
             raise ValueError("adapter=True writes an adapter alone: leave merge and format out")
 
@@ -88,9 +94,9 @@ class ExportCallback(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find out whether the adapters, which are all there by now, can be exported."""
+        """Find out whether adapters and structure, which are there by now, can be exported."""
         if not is_dry_run(trainer) and self.format == "hf" and not self.adapter:
-            check_export(cast(LMModule, pl_module), self.merge)
+            check_export(cast(LMModule, pl_module), self.merge, self.plain)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export; the checkpoints are complete by now."""
@@ -99,7 +105,7 @@ class ExportCallback(Callback):
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         module = cast(LMModule, pl_module)
         source = best if self.weights == "best" and best and Path(best).exists() else module
-        how: dict[str, Any] = {"merge": self.merge, "adapter": self.adapter}
+        how = {name: getattr(self, name) for name in ("merge", "adapter", "plain")}
         export(source, self._folder(trainer), format=self.format, overwrite=True, **how)
 
     def _folder(self, trainer: Trainer) -> Path:

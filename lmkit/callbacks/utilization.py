@@ -147,7 +147,9 @@ def _count(network: PreTrainedModel) -> tuple[_Maps, _Maps]:
     is_crossed = any(p.requires_grad for tokens in virtual for p in tokens.parameters())
     for place, module in enumerate(dict.fromkeys([*inside, *network.modules()])):
         if isinstance(module, nn.Linear | Conv1D) and module not in aside:
-            (body if place < len(inside) else head).add(module.weight, is_crossed)
+            # A low-rank layer is two maps, and its weight none that it has.
+            for weight in (p for p in module.parameters(recurse=False) if p.dim() == 2):
+                (body if place < len(inside) else head).add(weight, is_crossed)
         own = module.parameters(recurse=False)
         is_crossed = is_crossed or any(p.requires_grad for p in own)
     return body, head

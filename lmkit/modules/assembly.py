@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..surgery import to_spec
+from ..surgery.structure_folder import saved_surgeries
 from ..surgery.tuning import thaw
 from ..types import Surgery
 from .checkpoint_io import write_atomically
@@ -27,6 +28,8 @@ def assemble(module: LMModule) -> None:
     named, pretrained = module.hparams["model"], module.hparams["pretrained"]
     how = named, pretrained, module.tokenizer, decided_settings(datamodule)
     network, loaded = module.build(module.auto_class, *how)
+    # What an export with changed structure says of itself.
+    module._ledger = saved_surgeries(named, pretrained)
     if module.hparams["dropout"] is not None:
         set_dropout(network, module.hparams["dropout"])
     module.network, module.base = network, module.base | describe_base(network, loaded)

@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from ..surgery.structure_folder import has_structure
 from .network import build_network
 
 __all__ = [
@@ -105,6 +106,11 @@ def build_generator(
     rows = _embedding(network).num_embeddings
     if generator is None:
         generator = narrow_config(network.config, size)
+    elif pretrained and has_structure(generator):
+        raise ValueError(
+            f"the generator in {generator} has layers that its config does not say, and a "
+            "checkpoint names those of the discriminator alone; export it with merge=True"
+        )
     elif not isinstance(generator, str):
         generator = {"vocab_size": rows, **generator}
     built, _ = build_network(AutoModelForMaskedLM, generator, pretrained, tokenizer)

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import logging as transformers_logging
 
+from ..surgery.structure_folder import Mismatch, has_structure, load_structure
 from .fresh_weights import say_fresh
 
 __all__ = [
@@ -64,7 +65,8 @@ def build_network(
         the others are random. Empty when nothing was loaded.
 
     Raises:
-        ValueError: there is no such model, config key or head; names what there is.
+        ValueError: there is no such model, config key or head; names what there is. Or a folder's
+            weights are not of the structure that it says.
     """
     config = named_config(model) if isinstance(model, str) else _scratch_config(model, tokenizer)
     known = dict(config.id2label or {})
@@ -75,6 +77,21 @@ def build_network(
     if not (pretrained and isinstance(model, str)):
         network = cast(Any, auto_class).from_config(config, dtype=torch.float32)
         return network.train(), set()
+    load = load_structure if has_structure(model) else _load_plain
+    network, gaps = load(auto_class, config, model, bool(settings))
+    other = gaps.other | (
+        _fresh_head(network, auto_class) if _are_other_classes(known, config) else set()
+    )
+    loaded = set(network.state_dict()) - gaps.missing - other
+    if new := sorted(set(network.state_dict()) - loaded):
+        say_fresh(f"{model} has no weights for {', '.join(new)}: these start at random")
+    # transformers hands a loaded network over in eval mode, and Lightning keeps each mode.
+    return network.train(), loaded
+
+
+def _load_plain(
+    auto_class: type[_BaseAutoModelClass], config: PretrainedConfig, model: str, any_head: bool
+) -> tuple[PreTrainedModel, Mismatch]:
     # In float32 whatever the file holds: mixed precision is the Trainer's to choose.
     with _without_report():
         network, loading = auto_class.from_pretrained(
@@ -82,16 +99,10 @@ def build_network(
             config=config,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=bool(settings),
+            ignore_mismatched_sizes=any_head,
         )
     other = {name for name, *_ in loading["mismatched_keys"]}
-    if _are_other_classes(known, config):
-        other |= _fresh_head(network, auto_class)
-    loaded = set(network.state_dict()) - set(loading["missing_keys"]) - other
-    if new := sorted(set(network.state_dict()) - loaded):
-        say_fresh(f"{model} has no weights for {', '.join(new)}: these start at random")
-    # transformers hands a loaded network over in eval mode, and Lightning keeps each mode.
-    return network.train(), loaded
+    return network, Mismatch(set(loading["missing_keys"]), other)
 
 
 def check_fit(

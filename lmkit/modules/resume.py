@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,11 +15,59 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from ..functional import mix
+from .checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from .checks import check_same
 
 if TYPE_CHECKING:
     from .base import LMModule
 
-__all__ = ["pending_gradients", "restore_gradients", "rewind_unfinished", "seed_batch", "take_up"]
+__all__ = [
+    "coming_ledger",
+    "pending_gradients",
+    "restore_gradients",
+    "rewind_unfinished",
+    "seed_batch",
+    "take_up",
+]
+
+
+def coming_ledger(module: LMModule) -> list[dict[str, Any]] | None:
+    """Return the ledger of the checkpoint that is going to be restored, in `Callback.setup`.
+
+    For surgeries that are costly to decide on: what the checkpoint has is to be taken from there.
+
+    Args:
+        module: attached to a Trainer that sets up.
+
+    Returns:
+        The ledger; `None` where no checkpoint follows, or one that is a folder of shards.
+
+    Raises:
+        FileNotFoundError: the checkpoint is not there.
+        ValueError: it is cut short, or of another class or base.
+    """
+    path = _coming_checkpoint(module.trainer)
+    if path is None or Path(path).is_dir():
+        return None
+    remote = "://" in path
+    checkpoint = (
+        AtomicCheckpointIO().load_checkpoint(path) if remote else read_checkpoint(path, mmap=True)
+    )
+    ledger: list[dict[str, Any]] = check_same(module, checkpoint)["ledger"]
+    return ledger
+
+
+def _coming_checkpoint(trainer: Trainer) -> str | None:
+    # Lightning tells its hooks of it when it is restored, after the set-up. Until then the path is
+    # an argument of the method that calls them, and nowhere else. Were that renamed, nothing would
+    # be found, and computed anew; the ledgers are compared in any case.
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "_run" and frame.f_locals.get("self") is trainer:
+            path = frame.f_locals.get("ckpt_path")
+            return None if path is None else str(path)
+        frame = frame.f_back
+    return None
 
 
 def take_up(module: LMModule) -> None:

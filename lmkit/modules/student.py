@@ -96,7 +96,7 @@ def build_student(module: LMModule, task: LMModule, layers: Any) -> None:
     task._trainer, task.tokenizer = module._trainer, module.tokenizer or task.tokenizer
     task.hparams.update({name: module.hparams[name] for name in ("model", "pretrained")})
     task.configure_model()
-    module.base = task.base
+    module.base, module._ledger = task.base, task.ledger
     if layers is not None:
         try:
             keep_layers(task.network, _layers_to_keep(task.network, layers))

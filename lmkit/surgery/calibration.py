@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..types import IGNORE_INDEX, Batch
+from .bottleneck import layer_width
 
 __all__ = ["Calibration", "RowFisher", "SecondMoments", "real_positions"]
 
@@ -62,7 +63,16 @@ class Calibration:
         while self._handles:
             self._handles.pop().remove()
 
+    def total(self, name: str) -> Tensor:
+        """Return what was summed up for a layer; zeros if no batch has passed it."""
+        if name in self.sums:
+            return self.sums[name]
+        return torch.zeros(self._shape(self.layers[name]), dtype=torch.float64)
+
     def _hook(self, name: str, layer: Any) -> list[RemovableHandle]:
+        raise NotImplementedError
+
+    def _shape(self, layer: Any) -> tuple[int, ...]:
         raise NotImplementedError
 
     def _add(self, name: str, summed: Tensor, count: float) -> None:
@@ -102,6 +112,11 @@ class SecondMoments(Calibration):
             self._add(name, rows.T @ rows, len(rows))
 
         return [layer.register_forward_pre_hook(see)]
+
+    def _shape(self, layer: Any) -> tuple[int, ...]:
+        if isinstance(layer, nn.Embedding):
+            return (layer.num_embeddings,)
+        return (layer_width(layer)[0],) * 2
 
 
 class RowFisher(Calibration):
@@ -145,6 +160,10 @@ class RowFisher(Calibration):
                 self._seen.append((name, inputs[0].detach(), output))
 
         return [layer.register_forward_hook(see)]
+
+    def _shape(self, layer: Any) -> tuple[int, ...]:
+        is_table = isinstance(layer, nn.Embedding)
+        return (layer.num_embeddings if is_table else layer_width(layer)[1],)
 
     def accumulate(self, loss: Tensor) -> None:
         """Add the examples of the run since `begin`.

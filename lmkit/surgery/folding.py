@@ -12,6 +12,7 @@ from .bottleneck import AdaptedLayer
 from .composition import active_adapters, adapters_of
 from .effective_weight import changed_weights, wrappers
 from .injection import bare_layer, forget_origins
+from .low_rank import low_rank_layers, make_dense
 from .norm_shift import Shifted
 from .tuning import unfreeze_base
 from .virtual_tokens import VirtualTokens
@@ -34,8 +35,8 @@ def fold(network: nn.Module) -> None:
         network: changed in place.
 
     Raises:
-        ValueError: an active adapter is no change of weights, or a weight is quantized; nothing is
-            changed then.
+        ValueError: an active adapter is no change of weights, or a weight is quantized or a
+            low-rank product; nothing is changed then.
 
     Example:
         >>> from lmkit.surgery.lora import LoRA
@@ -47,6 +48,7 @@ def fold(network: nn.Module) -> None:
     """
     if is_folded(network):
         return
+    _check_foldable(network)
     kept: dict[str, nn.Parameter] = {}
     for name, layer, weights in list(_folded_weights(network)):
         bare = bare_layer(layer)
@@ -91,17 +93,19 @@ def is_folded(network: nn.Module) -> bool:
 def merge(network: nn.Module) -> None:
     r"""Compute the active adapters into the base's weights, and take all adapters out.
 
-    What is left has the structure, the names and the types of the plain architecture, and computes
-    what the network computed. Its weights can be trained as if it had just been built. Adapters
-    that are not active are dropped. A head that shares its weight with the embeddings gets one of
-    its own if it is adapted, and the config says so.
+    Low-rank layers become dense ones, with the products of their factors as weights. What is left
+    has the structure, the names and the types of the plain architecture, and computes what the
+    network computed. Its weights can be trained as if it had just been built. Adapters that are not
+    active are dropped. A head that shares its weight with the embeddings gets one of its own if it
+    is adapted, and the config says so.
 
     Args:
         network: changed in place.
 
     Raises:
-        ValueError: there is no adapter; or one that is active is no change of weights, or of a
-            weight that is quantized or shared; nothing is changed then.
+        ValueError: there is neither an adapter nor a low-rank layer; or an adapter that is active
+            is no change of weights, or of a weight that is quantized or shared; nothing is changed
+            then.
 
     Example:
         >>> from lmkit.surgery.lora import LoRA
@@ -112,8 +116,12 @@ def merge(network: nn.Module) -> None:
         ['q_proj.weight', 'q_proj.bias']
     """
     unfold(network)
+    check_mergeable(network)
     changes = list(_folded_weights(network))
     tied = _tied(network, [(name, layer) for name, layer, weights in changes if weights])
+    if low_rank_layers(network):
+        make_dense(network)
+        changes = list(_folded_weights(network))
     for name, layer, weights in changes:
         bare = bare_layer(layer)
         for word, tensor in weights.items():
@@ -128,13 +136,16 @@ def merge(network: nn.Module) -> None:
 
 
 def check_mergeable(network: nn.Module) -> None:
-    """Check that there are adapters, and that each active one is a change of weights.
+    """Check that there is something to merge, and that each active adapter is a change of weights.
 
     Raises:
         ValueError: there is none, or one is not; says why, and what to do.
     """
-    if not adapters_of(network):
-        raise ValueError("the network has no adapters to merge; LoRA and (IA)³ add some")
+    if not adapters_of(network) and not low_rank_layers(network):
+        raise ValueError(
+            "the network has no adapters to merge, nor low-rank layers; LoRA, (IA)³ and LowRank "
+            "add some"
+        )
     reasons: dict[str, str] = {}
     for name, module in network.named_modules():
         if isinstance(module, AdaptedLayer):
@@ -162,11 +173,18 @@ def check_mergeable(network: nn.Module) -> None:
 
 def _folded_weights(network: nn.Module) -> Iterator[tuple[str, Any, dict[str, Tensor]]]:
     """Yield name and layer of all that wraps a layer of the base, and the weights to put there."""
-    check_mergeable(network)
     for name, layer in network.named_modules():
         if not hasattr(layer, "base_layer") or "base_layer" in name.split("."):
             continue
         yield name, layer, changed_weights(name, layer)
+
+
+def _check_foldable(network: nn.Module) -> None:
+    check_mergeable(network)
+    narrow = [name for name in low_rank_layers(network) if "base_layer" in name.split(".")]
+    if narrow or not adapters_of(network):
+        what = f"{narrow[0]} is a low-rank product" if narrow else "the network has no adapters"
+        raise ValueError(f"{what}, and there is no weight to fold into; merge makes all dense")
 
 
 def _like(own: nn.Parameter, tensor: Tensor) -> nn.Parameter:
@@ -194,7 +212,7 @@ def _tied(network: nn.Module, layers: list[tuple[str, Any]]) -> bool:
     tied = False
     for name, layer in layers:
         bare: Any = bare_layer(layer)
-        if len(shared := users[id(bare.weight)]) == 1:
+        if len(shared := users.get(id(bare.weight), [])) <= 1:
             continue
         settings = {**known.config.to_dict(), "tie_word_embeddings": False} if head else {}
         if bare is not head or type(known.config)(**settings).tie_word_embeddings:

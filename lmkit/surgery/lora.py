@@ -185,6 +185,12 @@ class LoRA:
         for name in places:
             layer: Any = network.get_submodule(name)
             weight: Any = bare_layer(layer).weight
+            if not isinstance(weight, nn.Parameter):
+                raise ValueError(
+                    f"{self.variant} takes a part out of a layer's weight, and {name} is a "
+                    f"{type(bare_layer(layer)).__name__}, which has no weight of its own; take "
+                    "variant='lora'"
+                )
             if len(shared := users[id(weight)]) > 1:
                 raise ValueError(
                     f"{self.variant} takes a part out of a layer's weight, and "

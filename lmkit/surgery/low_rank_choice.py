@@ -201,8 +201,8 @@ def choose_ranks(
     kept = {name: rank for name, rank in ranks.items() if rank is not None}
     if not kept:
         raise ValueError(
-            f"{_said(rule)} leaves all {len(names)} layers as they are, {names[0]} and so on: their "
-            "spectra are so flat that factors of as many ranks would be larger; keep less"
+            f"{_said(rule)} leaves all of the {len(names)} layers as they are, {names[0]} first: "
+            "their spectra are so flat that factors of as many ranks would be larger; keep less"
         )
     cut = {
         name: (up[:, :rank].contiguous().clone(), down[:rank].contiguous().clone())

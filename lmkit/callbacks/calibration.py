@@ -1,0 +1,117 @@
+"""Training batches for what has to look at the data before a fit begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from ..modules import LMModule
+from ..surgery.calibration import Calibration, RowFisher
+from ..types import Batch
+
+__all__ = ["gather", "training_batches"]
+
+
+def training_batches(trainer: Trainer, count: int) -> Iterator[Batch]:
+    """Yield the first training batches of the first epoch, which the fit then has as ever.
+
+    They are a function of the data's seed: nothing is drawn from a generator, and no loader
+    remembers that it was asked.
+
+    Args:
+        trainer: of a fit that sets up.
+        count: how many; fewer where there are fewer.
+
+    Raises:
+        ValueError: the fit has no training data.
+    """
+    source = trainer.fit_loop._data_source
+    if not source.is_defined():
+        raise ValueError("there are no training batches to calibrate on: give a data module")
+    loader: Any = source.dataloader()
+    if hasattr(loader, "batch"):
+        most = min(count, len(loader), getattr(loader, "stop", count))
+        yield from (loader.batch(position) for position in range(most))
+        return
+    # A loader of torch draws its order when it is asked for the first batch.
+    with torch.random.fork_rng(devices=[]):
+        batches = iter(loader)
+        try:
+            yield from islice(batches, count)
+        finally:
+            if hasattr(batches, "close"):
+                batches.close()
+
+
+def gather(
+    calibration: Calibration, trainer: Trainer, module: LMModule, batches: int
+) -> dict[str, torch.Tensor]:
+    """Run a module on training batches, without dropout, and return what was gathered.
+
+    Args:
+        calibration: hooks on layers of the module's network.
+        trainer: of a fit that sets up.
+        module: with its network built; stays as it is.
+        batches: of each rank.
+
+    Returns:
+        The mean of what was summed up, over the batches of all ranks, by name; without layers that
+        no batch has passed. The same on each rank.
+
+    Raises:
+        ValueError: there are no batches, or they have no real token.
+    """
+    root = trainer.strategy.root_device
+    # Sums are float64, which not every accelerator has.
+    device = root if root.type == "cuda" else torch.device("cpu")
+    differentiated = isinstance(calibration, RowFisher)
+    seen = 0
+    with _in_evaluation(module, device), calibration, torch.set_grad_enabled(differentiated):
+        for batch in training_batches(trainer, batches):
+            if trainer.datamodule is not None:  # type: ignore[attr-defined]
+                batch = trainer.datamodule.on_before_batch_transfer(batch, 0)  # type: ignore[attr-defined]
+            prepared = module.prepare({name: t.to(device) for name, t in batch.items()})
+            calibration.begin(prepared)
+            output = module.step(prepared)
+            if isinstance(calibration, RowFisher):
+                calibration.accumulate(output.loss * output.items)
+            seen += 1
+    means: dict[str, torch.Tensor] = {}
+    for name, count in calibration.counts.items():
+        counted = torch.tensor(count, dtype=torch.float64)
+        total, number = (
+            trainer.strategy.reduce(own.to(device), reduce_op="sum")
+            for own in (calibration.total(name), counted)
+        )
+        if float(number):
+            means[name] = (total / number).cpu()
+    if not means:
+        raise ValueError(
+            f"the {seen} training batches to calibrate on have no real token: give more data, or "
+            "take method='plain', which needs none"
+        )
+    return means
+
+
+@contextmanager
+def _in_evaluation(module: LMModule, device: torch.device) -> Iterator[None]:
+    """Put the networks of a module on a device and in evaluation mode, for a while."""
+    modes = [(part, part.training) for part in module.modules()]
+    homes = [(network, network.device) for network in module.networks]
+    module.eval()
+    for network, home in homes:
+        if home != device:
+            network.to(device)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for network, home in homes:
+            if home != device:
+                network.to(home)  # type: ignore[arg-type]
+        for part, mode in modes:
+            part.training = mode
