@@ -115,6 +115,8 @@ class Choice(NamedTuple):
 def target_layers(network: nn.Module, targets: Sequence[str], embedding_rank: int = 0) -> list[str]:
     """Return the dotted names of the matrices that are to be factorized, inside what wraps them.
 
+    They come in the order of the network.
+
     Args:
         network: where to look.
         targets: roles, `"all"` or patterns, as `match_sites` takes them; may be empty.
@@ -129,7 +131,7 @@ def target_layers(network: nn.Module, targets: Sequence[str], embedding_rank: in
         found.append(token_table(network))
     if not found:
         raise NothingMatchedError("targets name no layer, and there is no embedding_rank either")
-    names = list(dict.fromkeys(found))
+    names = [name for name, _ in network.named_modules() if name in found]
     for name in names:
         check_replaceable(network, name)
     return names
