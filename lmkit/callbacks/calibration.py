@@ -26,14 +26,8 @@ def training_batches(trainer: Trainer, count: int) -> Iterator[Batch]:
     Args:
         trainer: of a fit that sets up.
         count: how many; fewer where there are fewer.
-
-    Raises:
-        ValueError: the fit has no training data.
     """
-    source = trainer.fit_loop._data_source
-    if not source.is_defined():
-        raise ValueError("there are no training batches to calibrate on: give a data module")
-    loader: Any = source.dataloader()
+    loader: Any = trainer.fit_loop._data_source.dataloader()
     if hasattr(loader, "batch"):
         most = min(count, len(loader), getattr(loader, "stop", count))
         yield from (loader.batch(position) for position in range(most))
@@ -76,10 +70,10 @@ def gather(
             if trainer.datamodule is not None:  # type: ignore[attr-defined]
                 batch = trainer.datamodule.on_before_batch_transfer(batch, 0)  # type: ignore[attr-defined]
             prepared = module.prepare({name: t.to(device) for name, t in batch.items()})
-            calibration.begin(prepared)
-            output = module.step(prepared)
-            if isinstance(calibration, RowFisher):
-                calibration.accumulate(output.loss * output.items)
+            with calibration.watching(prepared):
+                output = module.step(prepared)
+                if isinstance(calibration, RowFisher):
+                    calibration.accumulate(output.loss * output.items)
             seen += 1
     means: dict[str, torch.Tensor] = {}
     for name, count in calibration.counts.items():
@@ -102,6 +96,8 @@ def gather(
 def _in_evaluation(module: LMModule, device: torch.device) -> Iterator[None]:
     """Put the networks of a module on a device and in evaluation mode, for a while."""
     modes = [(part, part.training) for part in module.modules()]
+    # Data that do not fit the network are told there, and classes get their weights in the loss.
+    module.setup("fit")
     homes = [(network, network.device) for network in module.networks]
     module.eval()
     for network, home in homes:

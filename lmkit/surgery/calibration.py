@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self, cast
 
 import torch
@@ -24,7 +26,8 @@ _CROSSED = re.compile(
 class Calibration:
     """Hooks on layers for as long as a `with` block lasts; the base of the two kinds.
 
-    Before each run of the network `begin` says what batch it is of.
+    They count the runs of the network that are made inside `watching`, and no others: whoever
+    prepares the data may try the network too.
 
     Args:
         network: has the layers.
@@ -47,12 +50,17 @@ class Calibration:
         }
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, float] = dict.fromkeys(names, 0.0)
-        self._batch: Batch = {}
+        self._batch: Batch | None = None
         self._handles: list[RemovableHandle] = []
 
-    def begin(self, batch: Batch) -> None:
-        """Say which batch the network runs on next."""
+    @contextmanager
+    def watching(self, batch: Batch) -> Iterator[None]:
+        """Count the run of the network on a batch."""
         self._batch = batch
+        try:
+            yield
+        finally:
+            self._batch = None
 
     def __enter__(self) -> Self:
         for name, layer in self.layers.items():
@@ -89,14 +97,16 @@ class SecondMoments(Calibration):
     Example:
         >>> network = nn.Sequential(nn.Linear(2, 2))
         >>> with SecondMoments(network, ["0"]) as moments, torch.no_grad():
-        ...     moments.begin({"attention_mask": torch.tensor([[1, 0]])})
-        ...     _ = network(torch.tensor([[[1.0, 2.0], [5.0, 5.0]]]))
+        ...     with moments.watching({"attention_mask": torch.tensor([[1, 0]])}):
+        ...         _ = network(torch.tensor([[[1.0, 2.0], [5.0, 5.0]]]))
         >>> moments.sums["0"].tolist(), moments.counts["0"]
         ([[1.0, 2.0], [2.0, 4.0]], 1.0)
     """
 
     def _hook(self, name: str, layer: Any) -> list[RemovableHandle]:
         def see(module: Any, inputs: tuple[Tensor, ...]) -> None:
+            if self._batch is None:
+                return
             x, is_table = inputs[0].detach(), isinstance(layer, nn.Embedding)
             real = real_positions(
                 self._batch, x.shape if is_table else x.shape[:-1], name in self.in_decoder
@@ -120,19 +130,19 @@ class SecondMoments(Calibration):
 
 
 class RowFisher(Calibration):
-    r"""Sums up $\sum_i (\partial L_e / \partial W_{oi})^2$ over examples $e$, for each row $o$.
+    r"""Sums up $\sum_i (\partial L_e / \partial W_{oi})^2$ over texts $e$, for each row $o$.
 
-    The empirical Fisher information of a weight is the mean over examples of its squared gradient,
-    each example's by itself (FWSVD, arXiv:2207.00112). With $x_e$ what the layer reads and
+    The empirical Fisher information of a weight is the mean over texts of its squared gradient,
+    each text's by itself (FWSVD, arXiv:2207.00112). With $x_e$ what the layer reads and
     $\delta_e$ the gradient of what it gives, the gradient of the weight is $\delta_e^\top x_e$.
-    `sums` are `[o]`, of a table `[V]`; `counts` examples. After each run `accumulate` takes the
-    loss.
+    `sums` are `[o]`, of a table `[V]`; `counts` texts. Inside `watching`, behind the run,
+    `accumulate` takes the loss.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(2, 1, bias=False))
         >>> with RowFisher(network, ["0"]) as fisher:
-        ...     fisher.begin({"input_ids": torch.zeros(2, 1)})
-        ...     fisher.accumulate(network(torch.tensor([[1.0, 2.0], [3.0, 0.0]])).sum())
+        ...     with fisher.watching({"input_ids": torch.zeros(2, 1)}):
+        ...         fisher.accumulate(network(torch.tensor([[1.0, 2.0], [3.0, 0.0]])).sum())
         >>> fisher.sums["0"].tolist(), fisher.counts["0"]
         ([14.0], 2.0)
     """
@@ -156,7 +166,7 @@ class RowFisher(Calibration):
 
     def _hook(self, name: str, layer: Any) -> list[RemovableHandle]:
         def see(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if output.requires_grad:
+            if self._batch is not None and output.requires_grad:
                 self._seen.append((name, inputs[0].detach(), output))
 
         return [layer.register_forward_hook(see)]
@@ -166,29 +176,31 @@ class RowFisher(Calibration):
         return (layer.num_embeddings if is_table else layer_width(layer)[1],)
 
     def accumulate(self, loss: Tensor) -> None:
-        """Add the examples of the run since `begin`.
+        """Add the texts of the run.
 
         Args:
             loss: the sum, not the mean, of the losses of its items.
         """
         seen, self._seen = self._seen, []
-        if not seen:
+        if not seen or self._batch is None:
             return
         outputs = [output for _, _, output in seen]
         found = torch.autograd.grad(loss, outputs, allow_unused=True)
         gradients = cast("tuple[Tensor | None, ...]", found)
-        rows = len(self._batch["input_ids"])
         for (name, read, _), gradient in zip(seen, gradients, strict=True):
             if gradient is None:
                 continue
             layer = self.layers[name]
-            if isinstance(layer, nn.Embedding):
-                self._add(name, _table_fisher(read, gradient, layer.num_embeddings), len(read))
-            else:
-                x, delta = _by_example(read, rows), _by_example(gradient, rows)
-                # One example after the other, so that no [examples, o, i] has to be held.
-                each = [(d.T @ x).square().sum(1) for x, d in zip(x, delta, strict=True)]
-                self._add(name, torch.stack(each).double().sum(0), len(each))
+            is_table = isinstance(layer, nn.Embedding)
+            inputs = _texts(read.unsqueeze(-1) if is_table else read, self._batch)
+            total, texts = self.total(name).to(gradient.device), _texts(gradient, self._batch)
+            # One text after the other, so that no [texts, o, i] has to be held.
+            for x, delta in zip(inputs, texts, strict=True):
+                if is_table:
+                    _add_rows(total, x.flatten(), delta.float())
+                else:
+                    total += (delta.float().T @ x.float()).square().sum(1)
+            self.sums[name], self.counts[name] = total, self.counts[name] + len(texts)
 
 
 def real_positions(batch: Batch, shape: torch.Size, in_decoder: bool = False) -> Tensor | None:
@@ -225,18 +237,23 @@ def real_positions(batch: Batch, shape: torch.Size, in_decoder: bool = False) ->
     return None
 
 
-def _by_example(states: Tensor, examples: int) -> Tensor:
-    """Return states as `[examples, positions, width]`; alone where they are of no example."""
-    if len(states) % max(1, examples):
-        return states.reshape(-1, 1, states.shape[-1]).float()
-    return states.reshape(examples, -1, states.shape[-1]).float()
+def _texts(states: Tensor, batch: Batch) -> list[Tensor]:
+    """Return the states of each text, `[positions, width]`; of texts that share a row, too.
+
+    Of states that are of no row, such as those at labelled positions, each stands alone.
+    """
+    rows, width = len(batch["input_ids"]), states.shape[-1]
+    if len(states) % max(1, rows):
+        return list(states.reshape(-1, 1, width))
+    grouped, segments = states.reshape(rows, -1, width), batch.get("segment_ids")
+    if segments is None or segments.shape != grouped.shape[:2]:
+        return list(grouped)
+    pairs = zip(grouped, segments, strict=True)
+    return [row[segment == n] for row, segment in pairs for n in segment.unique() if n > 0]
 
 
-def _table_fisher(ids: Tensor, gradient: Tensor, size: int) -> Tensor:
-    """Return the squared gradients of the rows of a table, summed over examples, `[V]`."""
-    sums = torch.zeros(size, dtype=torch.float64, device=gradient.device)
-    for row, delta in zip(ids.flatten(1), gradient.flatten(1, -2), strict=True):
-        known, places = row.unique(return_inverse=True)
-        total = delta.new_zeros(len(known), delta.shape[-1]).index_add_(0, places, delta)
-        sums[known] += total.square().sum(1).double()
-    return sums
+def _add_rows(total: Tensor, ids: Tensor, gradient: Tensor) -> None:
+    """Add the squared gradients of the rows of a table that one text asks for, to `[V]`."""
+    known, places = ids.unique(return_inverse=True)
+    summed = gradient.new_zeros(len(known), gradient.shape[-1]).index_add_(0, places, gradient)
+    total[known] += summed.square().sum(1)

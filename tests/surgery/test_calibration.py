@@ -1,4 +1,4 @@
-"""What is gathered is what one gets by hand, over real tokens and example by example."""
+"""What is gathered is what one gets by hand, over real tokens and text by text."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def test_moments_are_those_of_the_texts_without_padding() -> None:
     batch = batch_of(network)
     table = token_table(network)
     names = [*matrix_places(network, "all"), "bert.pooler.dense", table]
-    with SecondMoments(network, names) as padded, torch.no_grad():
-        padded.begin(batch)
+    with SecondMoments(network, names) as padded, torch.no_grad(), padded.watching(batch):
         run(network, batch)
     with SecondMoments(network, names) as alone, torch.no_grad():
         for row in range(2):
-            alone.begin(without_padding(batch, row))
-            run(network, without_padding(batch, row))
+            with alone.watching(without_padding(batch, row)):
+                run(network, without_padding(batch, row))
+            run(network, batch)  # not watched
     for name in names:
         assert padded.counts[name] == alone.counts[name] == (2 if "pooler" in name else 12), name
         assert torch.allclose(padded.total(name), alone.total(name), atol=1e-5), name
@@ -65,8 +65,8 @@ def test_moments_are_sums_of_outer_products() -> None:
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0]])
     with SecondMoments(network, ["only"]) as moments:
         for _ in range(2):
-            moments.begin({"attention_mask": mask})
-            layer(x)
+            with moments.watching({"attention_mask": mask}):
+                layer(x)
     real = x[mask.bool()].double()
     expected = 2 * sum(torch.outer(row, row) for row in real)
     assert torch.allclose(moments.total("only"), torch.as_tensor(expected), rtol=1e-14)
@@ -78,8 +78,7 @@ def test_layers_of_a_decoder_count_the_tokens_of_the_target() -> None:
         network = build(name)
         batch = batch_of(network)
         places = matrix_places(network, "all")
-        with SecondMoments(network, places) as moments, torch.no_grad():
-            moments.begin(batch)
+        with SecondMoments(network, places) as moments, torch.no_grad(), moments.watching(batch):
             run(network, batch)
         text, target = 12, 3 + 7
         crossed = ("EncDecAttention.k", "EncDecAttention.v")
@@ -102,7 +101,7 @@ def test_what_sees_no_padding_counts_whole() -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "t5", "gpt2"])
-def test_fisher_is_the_mean_square_of_the_gradients_of_each_example(name: str) -> None:
+def test_fisher_is_the_mean_square_of_the_gradients_of_each_text(name: str) -> None:
     network = build(name)
     batch = batch_of(network)
     if name == "gpt2":  # a causal model's items are tokens
@@ -110,8 +109,7 @@ def test_fisher_is_the_mean_square_of_the_gradients_of_each_example(name: str) -
     places = [*matrix_places(network, "all")]
     if name == "bert":
         places += ["classifier", token_table(network)]
-    with RowFisher(network, places) as fisher:
-        fisher.begin(batch)
+    with RowFisher(network, places) as fisher, fisher.watching(batch):
         fisher.accumulate(run(network, batch))
     assert all(p.grad is None for p in network.parameters())
     expected = dict.fromkeys(places, torch.zeros(1))
@@ -132,8 +130,7 @@ def test_fisher_is_the_mean_square_of_the_gradients_of_each_example(name: str) -
 def test_fisher_of_the_choices_of_one_question_is_one_example() -> None:
     network = build("choices")
     batch = batch_of(network)
-    with RowFisher(network, ["bert.pooler.dense"]) as fisher:
-        fisher.begin(batch)
+    with RowFisher(network, ["bert.pooler.dense"]) as fisher, fisher.watching(batch):
         fisher.accumulate(run(network, batch))
     total = torch.zeros(16)
     for row in range(2):
@@ -146,14 +143,37 @@ def test_fisher_of_the_choices_of_one_question_is_one_example() -> None:
     assert torch.allclose(fisher.total("bert.pooler.dense").float(), total, rtol=1e-4)
 
 
+def test_texts_that_share_a_row_are_apart() -> None:
+    network = nn.ModuleDict({"table": nn.Embedding(9, 4), "layer": nn.Linear(4, 3)})
+    ids = torch.tensor([[5, 3, 5, 3, 0], [7, 7, 7, 1, 2]])
+    segments = torch.tensor([[1, 1, 2, 2, 0], [1, 1, 1, 1, 1]])
+    apart = [ids[0, :2], ids[0, 2:4], ids[1]]
+
+    def loss(tokens: Tensor, real: Tensor) -> Tensor:
+        made: Tensor = network["layer"](network["table"](tokens)).square().sum(-1)
+        return (made * real).sum()
+
+    batch = {"input_ids": ids, "segment_ids": segments}
+    with RowFisher(network, ["table", "layer"]) as shared, shared.watching(batch):
+        shared.accumulate(loss(ids, segments > 0))
+    with RowFisher(network, ["table", "layer"]) as alone:
+        for text in apart:
+            with alone.watching({"input_ids": text[None]}):
+                alone.accumulate(loss(text[None], torch.ones(len(text))))
+    for name in ("table", "layer"):
+        assert shared.counts[name] == alone.counts[name] == 3
+        assert shared.total(name).any()
+        assert torch.allclose(shared.total(name), alone.total(name), rtol=1e-5)
+
+
 def test_frozen_layers_have_a_fisher_information_and_stay_frozen() -> None:
     network, free = build("bert"), build("bert")
     network.requires_grad_(False)
     found = []
     for each in (network, free):
         batch = batch_of(each)
-        with RowFisher(each, ["bert.encoder.layer.0.output.dense"]) as fisher:
-            fisher.begin(batch)
+        place = "bert.encoder.layer.0.output.dense"
+        with RowFisher(each, [place]) as fisher, fisher.watching(batch):
             fisher.accumulate(run(each, batch))
         found.append(fisher.total("bert.encoder.layer.0.output.dense"))
     assert found[0].any() and torch.allclose(*found)
@@ -162,8 +182,8 @@ def test_frozen_layers_have_a_fisher_information_and_stay_frozen() -> None:
 
 def test_a_layer_that_no_loss_reaches_has_none() -> None:
     network = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(2, 2)})
-    with RowFisher(network, ["used", "idle"]) as fisher:
-        fisher.begin({"input_ids": torch.zeros(3, 1)})
+    batch = {"input_ids": torch.zeros(3, 1)}
+    with RowFisher(network, ["used", "idle"]) as fisher, fisher.watching(batch):
         fisher.accumulate(network["used"](torch.ones(3, 2)).sum())
     assert fisher.counts == {"used": 3.0, "idle": 0.0}
     assert not fisher.total("idle").any() and fisher.total("idle").shape == (2,)
@@ -174,7 +194,6 @@ def test_it_looks_at_the_layer_inside_an_adapter() -> None:
     LoRA(targets=["query"], rank=2)(network)
     (place, *_) = matrix_places(network, "query")
     batch = batch_of(network)
-    with SecondMoments(network, [place]) as moments, torch.no_grad():
-        moments.begin(batch)
+    with SecondMoments(network, [place]) as moments, torch.no_grad(), moments.watching(batch):
         run(network, batch)
     assert place.endswith("base_layer") and moments.counts[place] == 12
