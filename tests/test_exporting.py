@@ -12,7 +12,12 @@ from transformers import pipeline
 
 import lmkit
 from lmkit import adapters
+from lmkit.callbacks import ExportCallback
+from lmkit.cli import main
 from lmkit.modules import CausalLMModule, LMModule, MaskedLMModule
+from lmkit.surgery.lora import LoRA
+from lmkit.surgery.low_rank import LowRank, low_rank_layers
+from lmkit.surgery.selection import Selection
 from tests import tiny
 from tests.cases import CASES, make_trainer
 
@@ -148,3 +153,155 @@ def test_a_module_of_another_kind_is_told_what_to_call(tmp_path: Path) -> None:
             TypeError, match=rf"a module of lmkit, got a LightningModule;.*{remedy}"
         ):
             call()
+
+
+def narrow(cls: type[LMModule] = MaskedLMModule, name: str = "bert") -> LMModule:
+    """Make a module with low-rank layers."""
+    module = make(cls, name)
+    module.operate(Selection(norms=True))
+    module.operate(LowRank({"all": 3}))
+    return module
+
+
+def said(module: LMModule) -> torch.Tensor:
+    ids = torch.randint(5, 90, (2, 9), generator=torch.Generator().manual_seed(1))
+    mode = module.network.training
+    with torch.no_grad():
+        logits: torch.Tensor = module.network.eval()(input_ids=ids).logits
+    module.network.train(mode)
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"), [(MaskedLMModule, "bert"), (CausalLMModule, "gpt2"), (CausalLMModule, "llama")]
+)
+def test_what_a_config_cannot_say_is_a_folder_for_lmkit_or_merged_a_plain_one(
+    cls: type[LMModule], name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    module = narrow(cls, name)
+    config = module.network.config.to_dict()
+    folder = lmkit.export(module, tmp_path / "narrow")
+    assert "has a structure.json: lmkit.load reads it, and plain transformers" in caplog.text
+    loaded = lmkit.load(folder)
+    assert type(loaded) is cls and torch.equal(said(loaded), said(module))
+    # What is trained was the choice of one run, and is no structure.
+    assert [spec["class_path"] for spec in loaded.ledger] == ["lmkit.surgery.low_rank.LowRank"]
+    assert all(p.requires_grad for p in loaded.network.parameters())
+    with pytest.raises(OSError, match="no file named"):
+        cls.auto_class.from_pretrained(folder)
+    again = lmkit.load(lmkit.export(loaded, tmp_path / "again"))
+    assert torch.equal(said(again), said(module))
+    plain = cls.auto_class.from_pretrained(lmkit.export(module, tmp_path / "merged", merge=True))
+    assert not (tmp_path / "merged" / "structure.json").exists()
+    module.network.eval()
+    ids = torch.randint(5, 90, (2, 9))
+    with torch.no_grad():
+        gap = plain(input_ids=ids).logits - module.network(input_ids=ids).logits
+    assert gap.abs().max() < 1e-5
+    assert module.network.config.to_dict() == config and low_rank_layers(module.network)
+
+
+def test_a_plain_folder_is_refused_where_no_config_can_say_the_structure(tmp_path: Path) -> None:
+    module = narrow()
+    with pytest.raises(ValueError, match=r"cannot express.*changed by LowRank.*merge=True.*dense"):
+        lmkit.export(module, tmp_path / "out", plain=True)
+    assert not (tmp_path / "out").exists()
+    lmkit.export(module, tmp_path / "out", merge=True, plain=True)
+    lmkit.export(make(), tmp_path / "dense", plain=True)
+    for other in ({"format": "onnx"}, {"adapter": True}):
+        with pytest.raises(ValueError, match="plain is about folders of whole models"):
+            lmkit.export(module, tmp_path / "no", plain=True, **other)  # type: ignore[arg-type]
+
+
+def test_a_callback_refuses_a_plain_folder_before_the_training(tmp_path: Path) -> None:
+    module, trainer = narrow(), make_trainer()
+    with pytest.raises(ValueError, match="cannot express this structure"):
+        ExportCallback("out", plain=True).on_fit_start(trainer, module)
+    with pytest.raises(ValueError, match="about folders of whole models"):
+        ExportCallback(format="onnx", plain=True)
+    for settings in ({}, {"merge": True, "plain": True}):
+        callback = ExportCallback("out", **settings)  # type: ignore[arg-type]
+        callback.on_fit_start(trainer, module)
+        callback.on_fit_end(trainer, module)
+        assert Path("out/structure.json").exists() != bool(settings)
+
+
+def test_the_command_refuses_merges_and_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = narrow()
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(module, CASES[0].make_data(tmp_path, tokenizer=tiny.tokenizer_folder(Path("t"))))
+    trainer.save_checkpoint("low.ckpt")
+    assert main(["export", "--ckpt", "low.ckpt", "--output", "plain", "--plain"]) == 1
+    assert "cannot express this structure" in capsys.readouterr().err
+    assert not Path("plain").exists()
+    assert main(["export", "--ckpt", "low.ckpt", "--output", "merged", "--merge", "--plain"]) == 0
+    assert main(["export", "--ckpt", "low.ckpt", "--output", "narrow"]) == 0
+    assert Path("narrow/structure.json").exists()
+    assert (said(lmkit.load("merged")) - said(lmkit.load("narrow"))).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("adapted", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_low_rank_layers_are_a_part_of_onnx(adapted: bool, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    module = narrow()
+    if adapted:
+        module.operate(LoRA(targets=["query"], rank=2))
+    folder = lmkit.export(module, tmp_path / "out", format="onnx")
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    ids = torch.randint(5, 90, (2, 9), generator=torch.Generator().manual_seed(1))
+    feed = {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()}
+    logits = torch.from_numpy(session.run(["logits"], feed)[0])
+    assert (logits - said(module)).abs().max() < 1e-4
+
+
+def test_adapters_on_low_rank_layers_are_merged_with_them_and_are_no_folder_of_their_own(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("peft")
+    module = narrow()
+    module.operate(LoRA(targets=["all"], rank=2))
+    with torch.no_grad():
+        for name, parameter in module.network.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    before = said(module)
+    with pytest.raises(ValueError, match="which plain transformers does not know: merge=True"):
+        lmkit.export(module, tmp_path / "out")
+    with pytest.raises(ValueError, match="was trained on low-rank layers"):
+        lmkit.export(module, tmp_path / "out", adapter=True)
+    plain = lmkit.load(lmkit.export(module, tmp_path / "out", merge=True, plain=True))
+    assert (said(plain) - before).abs().max() < 1e-5
+    adapters.merge_adapters(module)
+    assert module.ledger == [{"class_path": "lmkit.surgery.selection.Selection", **rest()}]
+    assert not low_rank_layers(module.network) and (said(module) - before).abs().max() < 1e-5
+
+
+def rest() -> dict[str, Any]:
+    settings = {"patterns": [], "layers": 0, "norms": True, "embeddings": False, "biases": False}
+    return {"init_args": {**settings, "head": True}}
+
+
+def test_an_adapter_goes_on_the_layers_that_it_was_trained_on(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    folder = str(lmkit.export(narrow(), tmp_path / "base"))
+    module = MaskedLMModule(folder)
+    module.operate(LoRA("words", targets=["query"], rank=2))
+    trainer = make_trainer(max_steps=1)
+    data = CASES[0].make_data(tmp_path, tokenizer=folder)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    same = MaskedLMModule(folder)
+    adapters.add_adapter(same, tmp_path / "a.ckpt", "words")
+    assert torch.equal(said(same), said(module))
+    dense = make()
+    with pytest.raises(ValueError, match="for other layers: the adapter was trained on low-rank"):
+        adapters.add_adapter(dense, tmp_path / "a.ckpt", "words")
+    dense.operate(LoRA("words", targets=["query"], rank=2))
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(dense, data)
+    trainer.save_checkpoint(tmp_path / "b.ckpt")
+    with pytest.raises(ValueError, match="for other layers: this module has low-rank ones"):
+        adapters.add_adapter(MaskedLMModule(folder), tmp_path / "b.ckpt", "words")

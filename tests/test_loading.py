@@ -10,11 +10,18 @@ from transformers import BertConfig, BertForNextSentencePrediction
 
 import lmkit
 from lmkit.callbacks import LoRACallback, TrainableOnlyCheckpoint
-from lmkit.modules import CausalLMModule, LMModule, MaskedLMModule
+from lmkit.modules import (
+    CausalLMModule,
+    LMModule,
+    MaskedLMModule,
+    ReplacedTokenModule,
+    SequenceClassificationModule,
+)
+from lmkit.surgery.low_rank import LowRank, low_rank_layers
 from lmkit.tokenization import train_tokenizer
 from tests import tiny
-from tests.callbacks.tuned import fit, make_module
-from tests.cases import CASES, make_trainer
+from tests.callbacks.tuned import SaveAt, fit, make_data, make_module
+from tests.cases import CASES, make_trainer, weights
 
 
 @pytest.mark.parametrize(
@@ -101,3 +108,71 @@ def test_data_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match="another tokenizer than the model was trained with"):
             make_trainer().validate(module, data, ckpt_path=ckpt_path)
+
+
+def narrow_folder(folder: Path) -> tuple[LMModule, str]:
+    """Export a masked language model with low-rank layers."""
+    torch.manual_seed(0)
+    module = MaskedLMModule(model=dict(tiny.MASKED["bert"]))
+    module.tokenizer = tiny.tokenizer()
+    module.operate(LowRank({"all": 3}))
+    return module, str(lmkit.export(module, folder))
+
+
+def test_a_folder_of_low_rank_layers_is_a_base_to_train_on(tmp_path: Path) -> None:
+    module, folder = narrow_folder(tmp_path / "base")
+    # Another head, whose number of classes the data say.
+    tuned = SequenceClassificationModule(folder, learning_rate=1e-2, warmup=0)
+    trainer = make_trainer(max_steps=3)
+    data = make_data(tmp_path, tokenizer=folder)
+    trainer.fit(tuned, data)
+    assert tuned.ledger == module.ledger and tuned.network.config.num_labels == 3
+    assert set(low_rank_layers(tuned.network)) == set(low_rank_layers(module.network))
+    assert set(tuned.base["fresh"]) == {
+        f"{name}.{word}"
+        for name in ("bert.pooler.dense", "classifier")
+        for word in ("weight", "bias")
+    }
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    exported = lmkit.load(lmkit.export(tuned, tmp_path / "tuned"))
+    # A checkpoint stands alone.
+    (tmp_path / "base").rename(tmp_path / "gone")
+    for loaded in (lmkit.load(tmp_path / "last.ckpt"), exported):
+        ours, theirs = weights(tuned), weights(loaded)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert exported("the quick fox") == tuned.eval()("the quick fox")
+
+
+def test_a_fit_on_a_folder_of_low_rank_layers_resumes_and_keeps_what_it_trains_alone(
+    tmp_path: Path,
+) -> None:
+    _, folder = narrow_folder(tmp_path / "base")
+    callbacks = LoRACallback(rank=2, targets=["all"]), TrainableOnlyCheckpoint()
+    how = {"module": {"model": folder}, "data": {"tokenizer": folder}, "max_steps": 4}
+    small = tmp_path / "small.ckpt"
+    whole, _ = fit(tmp_path, *callbacks, SaveAt(2, small), **how)
+    kept = torch.load(small, weights_only=True)["state_dict"]
+    assert not any(key.endswith((".up", ".down")) for key in kept)
+    assert len(lmkit.load(small).ledger) == 2
+    resumed, _ = fit(tmp_path, *callbacks, ckpt_path=small, **how)
+    assert resumed.ledger == whole.ledger and low_rank_layers(whole.network)
+    assert all(torch.equal(t, weights(resumed)[name]) for name, t in weights(whole).items())
+
+
+def test_a_generator_has_no_low_rank_layers(tmp_path: Path) -> None:
+    _, folder = narrow_folder(tmp_path / "base")
+    module = ReplacedTokenModule(dict(tiny.MASKED["electra"]), generator=folder)
+    module.tokenizer = tiny.tokenizer()
+    with pytest.raises(ValueError, match=r"the generator in .* export it with merge=True"):
+        module.configure_model()
+
+
+def test_a_structure_that_is_not_of_its_weights_is_refused(tmp_path: Path) -> None:
+    _, folder = narrow_folder(tmp_path / "base")
+    path = Path(folder) / "structure.json"
+    path.write_text(path.read_text().replace('"all": 3', '"all": 4'))
+    with pytest.raises(ValueError, match=r"not of the structure that structure\.json"):
+        lmkit.load(folder)
+    path.write_text(path.read_text().replace("lmkit.surgery.low_rank", "somebody.surgery"))
+    with pytest.raises(ValueError, match=r"somebody\.surgery\.LowRank.*not to be had"):
+        lmkit.load(folder)
