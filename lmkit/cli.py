@@ -138,9 +138,7 @@ def _export(words: list[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace what is in DIR")
     adapters = parser.add_mutually_exclusive_group()
     adapters.add_argument(
-        "--merge",
-        action="store_true",
-        help="compute the active adapters into the base's weights, and make low-rank layers dense",
+        "--merge", action="store_true", help="put active adapters and low-rank layers into weights"
     )
     adapters.add_argument(
         "--adapter",
@@ -150,9 +148,7 @@ def _export(words: list[str]) -> int:
         metavar="NAME",
         help="write one adapter alone, for peft or lmkit; without NAME the only or active one",
     )
-    parser.add_argument(
-        "--plain", action="store_true", help="refuse what plain transformers cannot load"
-    )
+    parser.add_argument("--plain", action="store_true", help="refuse what only lmkit can load")
     options = parser.parse_args(words[1:])
 
     def build() -> Callable[[], int]:
@@ -165,9 +161,8 @@ def _export(words: list[str]) -> int:
         from .exporting import export
 
         def run() -> int:
-            names = ("format", "overwrite", "merge", "adapter", "base", "plain")
-            how = {name: getattr(options, name) for name in names}
-            _out(f"{export(options.ckpt, options.output, **how)}\n")
+            how = {name: value for name, value in vars(options).items() if name != "ckpt"}
+            _out(f"{export(options.ckpt, **how)}\n")
             return 0
 
         return run

@@ -55,7 +55,8 @@ def decompose(
 
     $\Sigma$ goes to both factors so that each column of $A$ is as long as its row of $B$, which
     leaves the product and lets both learn at one rate; of the plain decomposition this is
-    $A = U_r \Sigma_r^{1/2}$, $B = \Sigma_r^{1/2} V_r^\top$. It is computed in float64.
+    $A = U_r \Sigma_r^{1/2}$, $B = \Sigma_r^{1/2} V_r^\top$. It is computed in float64, and the
+    signs, which a decomposition leaves open, are always the same.
 
     Args:
         weight: $W$, `[o, i]`.
@@ -82,6 +83,10 @@ def decompose(
         up = up / rows.double()[:, None]
     if root is not None:
         right = torch.linalg.solve_triangular(root.double(), right, upper=False, left=False)
+    # A decomposition leaves the signs open: each row's largest number is over 0 here.
+    largest = right.gather(1, right.abs().argmax(1, keepdim=True)).squeeze(1)
+    signs = torch.ones_like(largest).where(largest >= 0, -1.0)
+    up, right = up * signs, right * signs[:, None]
     columns, lengths = torch.linalg.vector_norm(up, dim=0), torch.linalg.vector_norm(right, dim=1)
     # A rank of no weight keeps its row, so that it can still learn.
     balance = (lengths / columns).sqrt().where(columns > 0, 1.0)

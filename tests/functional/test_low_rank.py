@@ -130,6 +130,14 @@ def test_each_column_is_as_long_as_its_row() -> None:
     assert torch.allclose(plain.up.norm(dim=0), plain.values.sqrt(), rtol=1e-12)
 
 
+def test_signs_do_not_depend_on_the_machine() -> None:
+    weight, turned = draw(6, 9), torch.diag(torch.tensor([1.0, -1.0] * 3).double())
+    made, other = decompose(weight), decompose(turned @ weight)
+    assert torch.allclose(made.down, other.down, atol=1e-12)
+    assert torch.allclose(turned @ made.up, other.up, atol=1e-12)
+    assert all(row[row.abs().argmax()] > 0 for row in made.down)
+
+
 def test_ranks_without_weight_can_still_learn() -> None:
     made = decompose(torch.zeros(3, 4))
     assert not made.up.any() and made.down.isfinite().all() and bool(made.down.any())
