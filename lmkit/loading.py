@@ -52,8 +52,8 @@ def load(
     """Load a module to use it or to train it on.
 
     Args:
-        path: a checkpoint file, the folder of an export (or any folder that `save_pretrained`
-            wrote), or a hub name.
+        path: a checkpoint file, the folder of an export (with a `structure.json` too, or any folder
+            that `save_pretrained` wrote), or a hub name.
         map_location: the device that the weights of a checkpoint go to, as in `torch.load`.
         base: a folder or hub name, where the base of a checkpoint that holds only what was trained
             is now; by default where it was.
@@ -64,7 +64,8 @@ def load(
     Raises:
         FileNotFoundError: the path is a file's and there is none.
         ValueError: a checkpoint that is cut short, holds code or is not lmkit's; a folder or hub
-            name without a model, or with a head that no module has.
+            name without a model, with a head that no module has, or whose weights are not of the
+            structure that it says.
 
     Example:
         >>> load("nowhere.ckpt")

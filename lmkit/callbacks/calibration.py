@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from torch import nn
 
 from ..modules import LMModule
 from ..surgery.calibration import Calibration, RowFisher
@@ -94,20 +95,17 @@ def gather(
 
 @contextmanager
 def _in_evaluation(module: LMModule, device: torch.device) -> Iterator[None]:
-    """Put the networks of a module on a device and in evaluation mode, for a while."""
+    """Put a module on a device and in evaluation mode, for a while."""
     modes = [(part, part.training) for part in module.modules()]
+    home = next(module.parameters()).device
     # Data that do not fit the network are told there, and classes get their weights in the loss.
     module.setup("fit")
-    homes = [(network, network.device) for network in module.networks]
     module.eval()
-    for network, home in homes:
-        if home != device:
-            network.to(device)  # type: ignore[arg-type]
+    # By torch's own method: Lightning's would note the device, which the set-up foresees already.
+    nn.Module.to(module, device)
     try:
         yield
     finally:
-        for network, home in homes:
-            if home != device:
-                network.to(home)  # type: ignore[arg-type]
+        nn.Module.to(module, home)
         for part, mode in modes:
             part.training = mode

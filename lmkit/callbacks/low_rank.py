@@ -179,11 +179,11 @@ class LowRankCallback(Callback):
             kind = SecondMoments if self.method == "activation" else RowFisher
             batches = self.calibration_batches
             gathered = gather(kind(network, names), trainer, module, batches)
-        made: Choice | ValueError | None = None
+        made: Choice | ValueError | RuntimeError | None = None
         if trainer.is_global_zero:
             try:
                 made = self._chosen(network, names, gathered)
-            except ValueError as error:
+            except (ValueError, RuntimeError) as error:
                 made = error  # to be raised on each rank, of which none may wait for another
         made = trainer.strategy.broadcast(made)
         if isinstance(made, Choice):

@@ -10,12 +10,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from ..functional import mix
-from .checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from .checkpoint_io import read_checkpoint
 from .checks import check_same
 
 if TYPE_CHECKING:
@@ -49,10 +50,11 @@ def coming_ledger(module: LMModule) -> list[dict[str, Any]] | None:
     path = _coming_checkpoint(module.trainer)
     if path is None or Path(path).is_dir():
         return None
-    remote = "://" in path
-    checkpoint = (
-        AtomicCheckpointIO().load_checkpoint(path) if remote else read_checkpoint(path, mmap=True)
-    )
+    reader = module.trainer.strategy.checkpoint_io
+    if isinstance(reader, TorchCheckpointIO) and "://" not in path:
+        checkpoint = read_checkpoint(path, mmap=True)
+    else:
+        checkpoint = reader.load_checkpoint(path, map_location="cpu", weights_only=True)
     ledger: list[dict[str, Any]] = check_same(module, checkpoint)["ledger"]
     return ledger
 

@@ -237,6 +237,8 @@ def _ranks(
 
 def _decomposed(name: str, layer: Any, method: str, gathered: Tensor | None) -> Decomposition:
     weight = layer.weight.detach()
+    if not bool(weight.isfinite().all()):
+        raise ValueError(f"{name} has a weight with numbers that are not finite")
     weight = weight.T if isinstance(layer, Conv1D) else weight
     if method == "plain":
         return decompose(weight)

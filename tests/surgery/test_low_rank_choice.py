@@ -184,6 +184,15 @@ def test_what_was_not_gathered_or_is_no_number_names_the_layer() -> None:
         choose_ranks(network, names, RankRule(rank=2), "svd")
 
 
+def test_a_weight_that_is_no_number_names_the_layer() -> None:
+    network = build("bert")
+    names = target_layers(network, ["query"])
+    with torch.no_grad():
+        network.get_submodule(names[1]).weight[0, 0] = torch.inf
+    with pytest.raises(ValueError, match=r"layer\.1\..*query has a weight with numbers that are"):
+        choose_ranks(network, names, RankRule(rank=2))
+
+
 def test_targets_have_to_be_there_and_dense() -> None:
     network = build("bert")
     with pytest.raises(NothingMatchedError, match="targets name no layer"):

@@ -14,8 +14,10 @@ from lmkit.surgery.tuning import (
     freeze_base,
     head_parameters,
     is_tuned_in_part,
+    rename_trainable,
     thaw,
     trainable_at_first,
+    unfreeze_base,
 )
 from tests.surgery.adapted import bert, build
 
@@ -90,6 +92,18 @@ def test_what_was_drawn_at_random_learns_only_where_a_base_is_frozen() -> None:
     thaw(network, names)
     wrapped = "bert.encoder.layer.0.output.dense.base_layer.weight"
     assert trained(network) == own | {"bert.pooler.dense.weight", wrapped}
+
+
+def test_what_takes_the_place_of_a_weight_could_be_trained_as_it_could() -> None:
+    network = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2).requires_grad_(False)})
+    rename_trainable(network, ["a.weight"], ["a.other"])  # nothing was frozen yet
+    freeze_base(network, head=False)
+    for name in network:
+        network[name].other = nn.Parameter(network[name].weight.detach(), requires_grad=False)
+        del network[name].weight
+        rename_trainable(network, [f"{name}.weight"], [f"{name}.other"])
+    unfreeze_base(network)
+    assert trained(network) == {"a.other", "a.bias"}
 
 
 @pytest.mark.parametrize("cls", [BertForSequenceClassification, BertForMaskedLM])
