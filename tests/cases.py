@@ -71,7 +71,7 @@ class Case:
     #: Whether two half batches give the gradient of the whole one.
     linear: bool = True
     #: Whether the export is a folder for plain transformers: `plain`, `merged` if the adapters are
-    #: merged, or `never`.
+    #: merged, `structure` if it is one for `lmkit.load` unless it is merged, or `never`.
     export: str = "plain"
     #: Whether it changes nothing, and only looks at a run or writes something of it.
     watches: bool = False
@@ -301,6 +301,14 @@ CASES = [
         callbacks=lambda: [callbacks.PrefixTuningCallback(length=3)],
         export="never",
         covers=("PrefixTuningCallback",),
+    ),
+    Case(
+        "low_rank",
+        callbacks=lambda: [
+            callbacks.LowRankCallback(parameters=0.6, calibration_batches=99),
+        ],
+        export="structure",
+        covers=("LowRankCallback",),
     ),
     Case(
         "bitfit",

@@ -190,7 +190,14 @@ def test_validate_from_a_checkpoint_needs_no_callback(case: Case, tmp_path: Path
 @EACH
 def test_its_export_gives_the_same_logits_in_plain_transformers(case: Case, tmp_path: Path) -> None:
     module, _ = fit(case, tmp_path)
-    if case.export != "plain":
+    if case.export == "structure":
+        with pytest.raises(ValueError, match="cannot express this structure"):
+            lmkit.export(module, tmp_path / "out", plain=True)
+        loaded = lmkit.load(lmkit.export(module, tmp_path / "own"))
+        assert equal(module, loaded) and loaded.ledger == module.ledger
+        with pytest.raises(OSError, match="no file named"):
+            module.auto_class.from_pretrained(tmp_path / "own")
+    elif case.export != "plain":
         with pytest.raises(ValueError, match=r"cannot express.*Residual|merge=True"):
             lmkit.export(module, tmp_path / "out")
     if case.export == "never":
@@ -198,7 +205,8 @@ def test_its_export_gives_the_same_logits_in_plain_transformers(case: Case, tmp_
             lmkit.export(module, tmp_path / "out", merge=True)
         assert not (tmp_path / "out").exists()
         return
-    folder = lmkit.export(module, tmp_path / "out", merge=case.export == "merged")
+    merge = case.export in ("merged", "structure")
+    folder = lmkit.export(module, tmp_path / "out", merge=merge)
     plain = module.auto_class.from_pretrained(folder).eval()
     ids = torch.randint(5, plain.config.vocab_size, (2, 9))
     module.eval()

@@ -11,6 +11,7 @@ from .gradual_unfreezing import GradualUnfreezingCallback
 from .ia3 import IA3Callback
 from .lora import LoRACallback
 from .loss_plot import LossPlotCallback
+from .low_rank import LowRankCallback
 from .predictions import PredictionsCallback
 from .prefix_tuning import PrefixTuningCallback
 from .prompt_tuning import PromptTuningCallback
@@ -33,6 +34,7 @@ __all__ = [
     "IA3Callback",
     "LoRACallback",
     "LossPlotCallback",
+    "LowRankCallback",
     "PredictionsCallback",
     "PrefixTuningCallback",
     "PromptTuningCallback",
