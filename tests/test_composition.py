@@ -43,7 +43,7 @@ def test_two_techniques_train_together_and_load_alone(
     module = train(case, tmp_path, *first.callbacks(), *second.callbacks(), max_steps=2)
     changes = {name for each in (first, second) if not each.watches for name in [each.name]}
     frozen = {n for n, p in module.named_parameters() if not p.requires_grad}
-    trains_all = {"distillation", "gradual_unfreezing", "low_rank", "pruning"}
+    trains_all = {"gradual_unfreezing", "low_rank", "pruning"}
     assert bool(frozen) == bool(changes - trains_all)
 
 
