@@ -161,12 +161,19 @@ class LowRankCallback(Callback):
         """
         if spec := self._own(ledger):
             return from_spec(spec)
-        others = [s["init_args"]["chosen"] for s in ledger if s["class_path"] == _CLASS_PATH]
-        had = " and ".join(map(str, others)) or "no low-rank layers"
+        settings, fault = self.settings, "has no low-rank layers"
+        for spec in ledger:
+            if spec["class_path"] == _CLASS_PATH:
+                had = spec["init_args"]["chosen"]
+                other = [name for name in settings if had.get(name) != settings[name]]
+                before, now = (
+                    ", ".join(f"{name}={known.get(name)!r}" for name in other)
+                    for known in (had, settings)
+                )
+                fault = f"was factorized with {before}, and LowRankCallback of this run has {now}"
         raise ValueError(
-            f"the checkpoint has {had}, and the LowRankCallback of this run {self.settings}: give "
-            "it the arguments it had or leave it out, or start anew from an export of the "
-            "checkpoint"
+            f"the checkpoint {fault}: give the callback the arguments it had or leave it out, or "
+            "start anew from an export of the checkpoint"
         )
 
     def _choose(self, trainer: Trainer, module: LMModule) -> Choice:
