@@ -40,6 +40,10 @@ def test_two_techniques_train_together_and_load_alone(
 ) -> None:
     # Virtual tokens are shown on a task of their own, on which the others work too.
     case = max(first, second, key=lambda case: case.module is not CASES[0].module)
+    if {first.name, second.name} == {"low_rank", "pruning"}:
+        with pytest.raises(ValueError, match="computed by a LowRankLinear"):
+            train(case, tmp_path, *first.callbacks(), *second.callbacks(), max_steps=2)
+        return
     module = train(case, tmp_path, *first.callbacks(), *second.callbacks(), max_steps=2)
     changes = {name for each in (first, second) if not each.watches for name in [each.name]}
     frozen = {n for n, p in module.named_parameters() if not p.requires_grad}

@@ -144,7 +144,9 @@ class PruningCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that movement will see gradients; the other callbacks are set up by now."""
         owned = {i for optimizer in trainer.optimizers for i in _owned(optimizer)}
-        self.run.check_trained(self._layers(pl_module), owned)
+        layers = self._layers(pl_module)
+        check_prunable(layers, self.run.plan.criterion, self.run.plan.groups)
+        self.run.check_trained(layers, owned)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, or go on with the masks of the checkpoint."""

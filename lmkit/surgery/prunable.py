@@ -43,11 +43,12 @@ def prunable_layers(network: nn.Module, targets: Sequence[str]) -> dict[str, nn.
             found |= match_sites(network, [target])
         found |= embeddings
     layers: dict[str, nn.Module] = {}
-    known: set[int] = set()
+    known: dict[int, Any] = {}
     for name, module in found.items():
         layer: Any = bare_layer(module)
-        if id(layer.weight) not in known:
-            known.add(id(layer.weight))
+        weight = layer.weight  # held, for a computed one's number would be another's soon
+        if id(weight) not in known:
+            known[id(weight)] = weight
             layers[base_name(f"{name}.weight")] = layer
     return layers
 
@@ -63,10 +64,15 @@ def check_prunable(
         groups: N and M of a pattern.
 
     Raises:
-        ValueError: a weight is quantized or no matrix, its number of inputs is no multiple of M,
-            or the criterion reads inputs, and an embedding has none.
+        ValueError: a weight is computed from others, quantized or no matrix, its number of inputs
+            is no multiple of M, or the criterion reads inputs, and an embedding has none.
     """
     for name, layer in layers.items():
+        if not isinstance(layer.weight, nn.Parameter):
+            raise ValueError(
+                f"{name} is computed by a {type(layer).__name__} from weights of its own, and its "
+                "zeros would not stay: leave it out of the targets, or prune what is not factorized"
+            )
         if not layer.weight.is_floating_point() or layer.weight.dim() != 2:
             raise ValueError(
                 f"{name} is {layer.weight.dtype} of the shape {tuple(layer.weight.shape)}, and "
