@@ -7,8 +7,8 @@ layers of the plain encoder, and `random` from none, both with logits. Accuracy 
 (entity F1 for WNUT-17), retention a share of the teacher's.
 
 `--task speed` compares CPU seconds: student and teacher at 32 rows of 128 tokens; an epoch of the
-student alone, with a live teacher and with a cached one; and a plain PyTorch loop that runs the
-teacher in each step, as most scripts do.
+student alone, with a live teacher and with a cached one; a plain PyTorch loop that runs the teacher
+in each step, as most scripts do; and, where it is installed, the distiller of TextBrewer.
 
     python benchmarks/distillation.py --task trec --seeds 0 1 2 --json trec.json
     python benchmarks/distillation.py --task speed --json speed.json
@@ -21,6 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,38 @@ def naive_epoch(student: Any, teacher: Any, data: Any, steps: int) -> float:
     return time.process_time() - began
 
 
+def textbrewer_epoch(student: Any, teacher: Any, data: Any, steps: int, folder: Path) -> float:
+    """Train by the distiller of TextBrewer on the same batches, float32; CPU seconds."""
+    from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
+
+    def adaptor(batch: Any, output: Any) -> dict[str, Any]:
+        loss = output.loss
+        return {"logits": (output.logits,), **({} if loss is None else {"losses": (loss,)})}
+
+    loader = data.train_dataloader()
+    names = ("input_ids", "attention_mask", "labels")
+    batches = [
+        {name: batch[name] for name in names}
+        for batch, _ in zip(loader, range(steps), strict=False)
+    ]
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
+    places = {"log_dir": None, "output_dir": str(folder / "textbrewer"), "device": "cpu"}
+    distiller = GeneralDistiller(
+        train_config=TrainingConfig(**places, ckpt_frequency=1),
+        distill_config=DistillationConfig(temperature=2, kd_loss_weight=0.5, hard_label_weight=0.5),
+        model_T=teacher,
+        model_S=student,
+        adaptor_T=adaptor,
+        adaptor_S=adaptor,
+    )
+    began = time.process_time()
+    with distiller:
+        distiller.train(
+            optimizer, batches, num_epochs=1, max_grad_norm=1.0, callback=lambda **_: None
+        )
+    return time.process_time() - began
+
+
 def speed(options: argparse.Namespace) -> dict[str, Any]:
     """Compare the costs, by turns."""
     from transformers import AutoModelForSequenceClassification
@@ -272,6 +305,11 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
             plain.configure_model()
             spent = naive_epoch(plain.network, large, data, steps)
             rounds.setdefault("plain loop", []).append(spent)
+            if find_spec("textbrewer"):
+                plain = student([], False)
+                plain.configure_model()
+                spent = textbrewer_epoch(plain.network, large, data, steps, folder)
+                rounds.setdefault("textbrewer", []).append(spent)
             print({name: values[-1] for name, values in rounds.items()}, flush=True)
     middle = {name: statistics.median(values) for name, values in rounds.items()}
     return {
@@ -279,7 +317,11 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
         "speedup": middle["teacher forward"] / middle["student forward"],
         "cached over alone": middle["cached teacher"] / middle["student alone"],
         "live over alone": middle["live teacher"] / middle["student alone"],
-        "plain loop over cached": middle["plain loop"] / middle["cached teacher"],
+        **{
+            f"{name} over cached": middle[name] / middle["cached teacher"]
+            for name in ("plain loop", "textbrewer")
+            if name in middle
+        },
     }
 
 

@@ -37,6 +37,7 @@ _HEADS: dict[str, type[LMModule]] = {
     "LMHeadModel": CausalLMModule,
     "ForConditionalGeneration": Seq2SeqModule,
     "EncoderDecoderModel": Seq2SeqModule,
+    "MarianMTModel": Seq2SeqModule,
     "ForSequenceClassification": SequenceClassificationModule,
     "ForTokenClassification": TokenClassificationModule,
     "ForQuestionAnswering": QuestionAnsweringModule,

@@ -136,7 +136,6 @@ class PruningCallback(Callback):
             )
         pl_module.configure_model()
         layers = self._layers(pl_module)
-        check_prunable(layers, self.run.plan.criterion, self.run.plan.groups)
         for other in cast(Any, trainer).callbacks:
             if isinstance(other, PruningCallback) and other is not self:
                 check_apart(layers, other._layers(pl_module))
@@ -144,9 +143,7 @@ class PruningCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that movement will see gradients; the other callbacks are set up by now."""
         owned = {i for optimizer in trainer.optimizers for i in _owned(optimizer)}
-        layers = self._layers(pl_module)
-        check_prunable(layers, self.run.plan.criterion, self.run.plan.groups)
-        self.run.check_trained(layers, owned)
+        self.run.check_trained(self._layers(pl_module), owned)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, or go on with the masks of the checkpoint."""
@@ -259,7 +256,9 @@ class PruningCallback(Callback):
             )
 
     def _layers(self, pl_module: LightningModule) -> dict[str, Any]:
-        return prunable_layers(_network(pl_module), self.targets)
+        layers = prunable_layers(_network(pl_module), self.targets)
+        check_prunable(layers, self.run.plan.criterion, self.run.plan.groups)
+        return layers
 
     def _changed(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         """Mask the averages of the weights too, and log the figures."""

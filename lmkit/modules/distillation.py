@@ -63,7 +63,7 @@ class DistillationModule(LMModule):
             does without it. For rows that are the same in each epoch.
         cache_precision: of what is written down.
         cache_top_k: how many logits to keep, beside the mass of the others; all by default.
-        cache_dir: where to; by default the cache of the data module.
+        cache_folder: where to; by default the cache of the data module.
         sequence_level: whether the student learns targets that the teacher has written, once for
             each row, in place of the data's (arXiv:1606.07947).
         on_policy: share of the steps, in `[0, 1]`, in which the student draws targets itself and
@@ -103,7 +103,7 @@ class DistillationModule(LMModule):
         cache: bool = False,
         cache_precision: Literal["fp16", "fp32"] = "fp16",
         cache_top_k: int | None = None,
-        cache_dir: str | None = None,
+        cache_folder: str | None = None,
         sequence_level: bool = False,
         on_policy: float = 0.0,
         prompt_share: float = 0.5,
@@ -116,7 +116,7 @@ class DistillationModule(LMModule):
         # The student's optimizer is this module's.
         shared = [name for name in signature(LMModule).parameters if name in task.hparams]
         super().__init__(**{name: task.hparams[name] for name in shared})
-        cached = cache, cache_precision, cache_top_k, cache_dir
+        cached = cache, cache_precision, cache_top_k, cache_folder
         written = sequence_level, on_policy, prompt_share
         how = teacher_weights, wrong_weight, teacher_precision, *cached, *written
         names = [teacher] if isinstance(teacher, str) else list(teacher)
@@ -148,9 +148,7 @@ class DistillationModule(LMModule):
         written = self.hparams["cache"] or self.hparams["sequence_level"]
         if written and self.trainer.state.fn == TrainerFn.FITTING:
             self._meet("fit")
-            self.teachers.to(self.trainer.strategy.root_device)
-            with self.trainer.precision_plugin.forward_context():
-                self.teachers.prepare(self.task_module, getattr(self.trainer, "datamodule", None))
+            self.teachers.prepare(self, self.trainer)
 
     def configure_model(self) -> None:
         """Build the student's network, and cut it down; when it is built, do nothing."""
@@ -290,7 +288,7 @@ class DistillationModule(LMModule):
         """Refuse other teachers than those of a run that goes on."""
         super().on_load_checkpoint(checkpoint)
         self.task_module.tokenizer = self.tokenizer
-        self.teachers.check_same(checkpoint["lmkit"].get("teachers", {}))
+        self.teachers.check_same(checkpoint["lmkit"].get("teachers", []))
         restore_projections(self.projections, checkpoint["state_dict"])
 
     def teardown(self, stage: str) -> None:

@@ -126,6 +126,12 @@ class HiddenLoss(FeatureLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        maps = ("uniform", "last", "skip", "dynamic")
+        if isinstance(self.layers, str) and self.layers not in maps:
+            raise ValueError(
+                f"HiddenLoss: layers must be one of {', '.join(maps)}, or a list of pairs, got "
+                f"{self.layers!r}"
+            )
         known = ("mse", "cosine", "first_token", "similarity")
         if self.distance not in known:
             raise ValueError(f"distance must be one of {', '.join(known)}, got {self.distance!r}")

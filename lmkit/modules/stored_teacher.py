@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ..cache import cache_folder
+from ..cache import BusyError, cache_folder
 from ..functional.distillation_top_k import TopK, top_k_of
 from ..types import Batch
 from .base import LMModule
@@ -23,17 +24,27 @@ from .scores import Scores
 from .store_runs import Runs, to_float16
 from .store_writer import StoreWriter
 from .teacher import Teacher
-from .teacher_store import TeacherStore, store_folder
+from .teacher_store import HalfWrittenError, TeacherStore, store_folder
 from .teacher_view import present
 
 if TYPE_CHECKING:
     from .teacher_options import TeacherOptions
     from .teacher_texts import TeacherTexts
 
-__all__ = ["StoredTeacher", "cache_of", "passing_over", "store_key", "write_teacher"]
+__all__ = [
+    "StoredTeacher",
+    "cache_of",
+    "passing_over",
+    "store_key",
+    "whole_store",
+    "write_teacher",
+    "writer_of",
+]
 
 # What a kill may cost.
 _COMMIT_SECONDS = 10.0
+# For another process that writes the same.
+_WAIT_SECONDS = 24 * 3600.0
 # In a batch what has only the items and tokens that count, see `teacher_view`.
 _RUNS = "runs."
 
@@ -64,7 +75,7 @@ class StoredTeacher:
             HalfWrittenError: it is not whole.
         """
         key = _key(teacher, datamodule, split, places, options)
-        folder = store_folder(cache_of(datamodule, options.cache_dir), key)
+        folder = store_folder(cache_of(datamodule, options.cache_folder), key)
         return cls(TeacherStore.open(folder, key))
 
     def read(self, batch: Batch) -> dict[str, Tensor]:
@@ -110,12 +121,10 @@ def write_teacher(
             "cache out, or take RelationLoss in place of AttentionLoss"
         )
     key = _key(teacher, datamodule, split, places, options)
-    folder = store_folder(cache_of(datamodule, options.cache_dir), key)
-    try:
-        return StoredTeacher(TeacherStore.open(folder, key))
-    except (FileNotFoundError, RuntimeError):
-        pass  # not there, or half written
-    with StoreWriter(folder, datamodule.row_count(split), key) as writer:
+    folder = store_folder(cache_of(datamodule, options.cache_folder), key)
+    if (store := whole_store(folder, key)) is not None:
+        return StoredTeacher(store)
+    with writer_of(folder, datamodule.row_count(split), key) as writer:
         for batch in passing_over(datamodule, split, writer, f"{split} rows to {teacher.name}"):
             moved = {name: tensor.to(teacher.module.device) for name, tensor in batch.items()}
             prepared = task.prepare(moved)
@@ -195,6 +204,34 @@ def _token_slots(batch: Batch, tokens: Tensor, slots: int) -> Tensor:
 def _counts(slots: Tensor, total: int) -> NDArray[np.int64]:
     counts: NDArray[np.int64] = torch.bincount(slots, minlength=total).cpu().numpy()
     return counts
+
+
+def whole_store(folder: Path, key: Mapping[str, Any]) -> TeacherStore | None:
+    """Return the store in a folder of the cache; `None` where it is to be written, or gone on with.
+
+    What is damaged is removed, for the folder is the cache's own.
+    """
+    try:
+        return TeacherStore.open(folder, key)
+    except FileNotFoundError:
+        strange = folder.exists() and not folder.is_dir()
+        strange = strange or (folder.is_dir() and any(f.suffix == ".bin" for f in folder.iterdir()))
+        fault = "its list of files is missing" if strange else ""
+    except HalfWrittenError as error:
+        fault = str(error) if "is half written" not in str(error) else ""
+    if fault:
+        rank_zero_warn(f"what a teacher has said is asked for anew: {fault}")
+        shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+    return None
+
+
+def writer_of(folder: Path, examples: int, key: Mapping[str, Any]) -> StoreWriter:
+    """Open a store to write to; where another process writes it, wait until it is whole."""
+    try:
+        return StoreWriter(folder, examples, key)
+    except BusyError as error:
+        rank_zero_info(f"waiting, for {str(error).split(';')[0]}")
+        return StoreWriter(folder, examples, key, wait=_WAIT_SECONDS)
 
 
 def store_key(teacher: Teacher, datamodule: Any, split: str) -> dict[str, Any]:

@@ -244,9 +244,19 @@ def _load(name: str, student: LMModule) -> LMModule:
         module = cls(model=name, **settings)
         module.tokenizer = _tokenizer_of(name)
         module.configure_model()
+        if module.base.get("fresh"):
+            _take_classes(module, student)
     except ValueError as error:
         raise ValueError(f"the teacher {name!r} cannot be loaded: {error}") from error
     return module
+
+
+def _take_classes(module: LMModule, student: LMModule) -> None:
+    """Give a teacher without a trained head one of the student's classes, so that it can be run."""
+    theirs, names = student.network.config, ("id2label", "label2id", "problem_type")
+    settings = {name: getattr(theirs, name) for name in names}
+    named = module.hparams["model"], module.hparams["pretrained"], module.tokenizer
+    module.network, _ = module.build(module.auto_class, *named, settings)
 
 
 def _settle_task(name: str, module: LMModule, student: LMModule) -> None:

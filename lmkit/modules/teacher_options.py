@@ -19,7 +19,7 @@ class TeacherOptions(NamedTuple):
     cache: bool = False
     cache_precision: Literal["fp16", "fp32"] = "fp16"
     cache_top_k: int | None = None
-    cache_dir: str | None = None
+    cache_folder: str | None = None
     sequence_level: bool = False
     on_policy: float = 0.0
     prompt_share: float = 0.5

@@ -93,7 +93,13 @@ class TeacherStore:
                     f"the store {folder} is damaged: {fault}; remove the folder, to have it made "
                     "anew"
                 )
-            return cls(folder, meta)
+            try:
+                return cls(folder, meta)
+            except (ValueError, OSError) as error:
+                raise HalfWrittenError(
+                    f"the store {folder} is damaged: {error}; remove the folder, to have it made "
+                    "anew"
+                ) from error
         if progress := read_entry(folder / "progress.json"):
             check_key(folder, progress["key"], key)
             raise HalfWrittenError(

@@ -9,8 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from ..types import Batch
 from .base import LMModule
-from .store_writer import StoreWriter
-from .stored_teacher import cache_of, passing_over, store_key
+from .stored_teacher import cache_of, passing_over, store_key, whole_store, writer_of
 from .teacher import Teacher
 from .teacher_store import TeacherStore, store_folder
 from .written_targets import check_writes, with_targets, write_targets
@@ -43,12 +42,10 @@ class TeacherTexts:
         """Let the teacher write what is not there yet; what was interrupted goes on."""
         key = self._key(teacher)
         folder = store_folder(self.cache, key)
-        try:
-            self._store = TeacherStore.open(folder, key)
+        self._store = whole_store(folder, key)
+        if self._store is not None:
             return
-        except (FileNotFoundError, RuntimeError):
-            pass  # not there, or half written
-        with StoreWriter(folder, self.datamodule.row_count("train"), key) as writer:
+        with writer_of(folder, self.datamodule.row_count("train"), key) as writer:
             words = f"texts by {teacher.name}"
             for batch in passing_over(self.datamodule, "train", writer, words):
                 moved = {name: t.to(teacher.module.device) for name, t in batch.items()}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from ..tokenization import vocabulary_digest
 from ..types import Batch
 from .base import LMModule
 from .captures import Place
+from .checks import check_data
 from .distillation_losses import DistillationLoss, LogitLoss
 from .multiple_choice import MultipleChoiceModule
 from .sequence_classification import SequenceClassificationModule
@@ -53,6 +55,7 @@ class Teachers:
         self.names, self.options = list(names), options
         self.shapes: list[TeacherShape] = []
         self.facts: list[TeacherFacts] = []
+        self.judge = True
         self.alignments: list[Alignment] = []
         self.places: list[list[Place]] = [[] for _ in names]
         #: Whether texts may share a row.
@@ -104,13 +107,28 @@ class Teachers:
             except ValueError as error:
                 if required:
                     raise
-                rank_zero_warn(f"{error}. The evaluation goes on without what compares with it")
+                said = str(error).rstrip(".")
+                rank_zero_warn(f"{said}. The evaluation goes on without what compares with it")
                 return
         self.facts = [teacher.facts for teacher in self._live]
+        #: Whether what the teachers predict means anything.
+        self.judge = not any(facts.fresh for facts in self.facts)
         self._check(task)
 
-    def prepare(self, task: LMModule, datamodule: Any) -> None:
-        """Write down what the teachers write and say of the rows of training and validation."""
+    def prepare(self, module: LMModule, trainer: Trainer) -> None:
+        """Write down what the teachers write and say of the rows of training and validation.
+
+        Args:
+            module: trains the student.
+            trainer: of the fit.
+        """
+        datamodule = getattr(trainer, "datamodule", None)
+        check_data(module, datamodule, "fit")  # first, for the teacher may read for hours
+        self.to(trainer.strategy.root_device)
+        with trainer.precision_plugin.forward_context():
+            self._write(module.task_module, datamodule)
+
+    def _write(self, task: LMModule, datamodule: Any) -> None:
         if self.options.sequence_level:
             self._texts_of(task, datamodule).write(self._live[0])
         if not self.options.cache:
@@ -143,22 +161,31 @@ class Teachers:
         self._live.clear()
 
     @property
-    def fingerprints(self) -> dict[str, str]:
-        """The hash of the weights of each teacher, by its name."""
-        return {facts.name: facts.fingerprint for facts in self.facts}
+    def fingerprints(self) -> list[list[str]]:
+        """Name, and hash of the weights, of each teacher in order."""
+        return [[facts.name, facts.fingerprint] for facts in self.facts]
 
-    def check_same(self, before: Mapping[str, str]) -> None:
-        """Check that a run goes on with the teachers that it began with.
+    def check_same(self, before: Sequence[Sequence[str]]) -> None:
+        """Check that a run goes on with the teachers that it began with, in their order.
+
+        Args:
+            before: `fingerprints` of the checkpoint; empty of one that knew none.
 
         Raises:
-            ValueError: the weights of a teacher are others.
+            ValueError: there are more or fewer, or the weights of one are others.
         """
-        for facts in self.facts:
-            known = set(before.values())
-            if known and facts.fingerprint not in known:
+        if not (before and self.facts):
+            return
+        if len(before) != len(self.facts):
+            raise ValueError(
+                f"the checkpoint had the teachers {', '.join(name for name, _ in before)}, and "
+                f"this run has {', '.join(self.names)}: give those, or start anew"
+            )
+        for facts, (name, known) in zip(self.facts, before, strict=True):
+            if facts.fingerprint != known:
                 raise ValueError(
                     f"the teacher {facts.name} has other weights than the one of the checkpoint "
-                    f"({', '.join(before)}): give that one, or start anew"
+                    f"({name}): give that one, or start anew"
                 )
 
     def keep_apart(self, longest: int) -> bool:
@@ -192,6 +219,8 @@ class Teachers:
         if self._stored:
             stored = self._stored.get("train" if training else "val", [])
             return [teacher.read(batch) for teacher in stored]
+        if not (training or self.judge):
+            return []
         places: list[Collection[Place]] = [each if training else () for each in self.places]
         return [
             teacher.read(batch, there) if there or self.uses_logits or not training else {}
@@ -199,7 +228,7 @@ class Teachers:
         ]
 
     def _texts_of(self, task: LMModule, datamodule: Any) -> TeacherTexts:
-        share, folder = self.options.prompt_share, self.options.cache_dir
+        share, folder = self.options.prompt_share, self.options.cache_folder
         self._splits(datamodule)
         self.texts = TeacherTexts(task, datamodule, share, folder)
         return self.texts
@@ -221,7 +250,8 @@ class Teachers:
                 "cache goes over all rows of a data module of lmkit, and the data are none: leave "
                 "cache out"
             )
-        return [split for split in ("train", "val") if _has_rows(datamodule, split)]
+        splits = ("train", "val") if self.judge else ("train",)
+        return [split for split in splits if _has_rows(datamodule, split)]
 
     def _can_read_otherwise(self, task: LMModule, number: int) -> bool:
         """Whether what a teacher says does not depend on how a text is cut into tokens."""

@@ -179,8 +179,8 @@ for row in taught.tables()["differences"][:5]:
 # costs no pass of the teacher.
 
 # %%
-_, stored, first_run = learn(losses=LOSSES, cache=True, cache_dir=str(folder / "cache"))
-_, _, second_run = learn(losses=LOSSES, cache=True, cache_dir=str(folder / "cache"))
+_, stored, first_run = learn(losses=LOSSES, cache=True, cache_folder=str(folder / "cache"))
+_, _, second_run = learn(losses=LOSSES, cache=True, cache_folder=str(folder / "cache"))
 size = sum(path.stat().st_size for path in (folder / "cache").rglob("*.bin"))
 apart = abs(stored.losses[0]["logits"] - record.losses[0]["logits"])
 print(f"{size / 1e6:.1f} MB; loss of logits, first step: {apart:.1e} from that of the live teacher")
