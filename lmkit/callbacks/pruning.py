@@ -135,14 +135,14 @@ class PruningCallback(Callback):
                 f"{type(trainer.strategy).__name__}: use one device or DDP"
             )
         pl_module.configure_model()
-        layers = self._layers(pl_module)
-        for other in cast(Any, trainer).callbacks:
-            if isinstance(other, PruningCallback) and other is not self:
-                check_apart(layers, other._layers(pl_module))
+        own = self._layers(pl_module)
+        others = (c for c in cast(Any, trainer).callbacks if isinstance(c, PruningCallback))
+        for other in (each for each in others if each is not self):
+            check_apart(own, other._layers(pl_module))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that movement will see gradients; the other callbacks are set up by now."""
-        owned = {i for optimizer in trainer.optimizers for i in _owned(optimizer)}
+        owned = set().union(*map(_owned, trainer.optimizers))
         self.run.check_trained(self._layers(pl_module), owned)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -150,8 +150,8 @@ class PruningCallback(Callback):
         self._release()
         layers = self._layers(pl_module)
         config = getattr(_network(pl_module), "config", None)
-        has_encoder = bool(getattr(config, "is_encoder_decoder", False))
-        self.run.start(layers, planned_steps(trainer), has_encoder)
+        both = bool(getattr(config, "is_encoder_decoder", False))
+        self.run.start(layers, planned_steps(trainer), both)
         add_up = partial(trainer.strategy.reduce, reduce_op="sum")
 
         def after_step(*_: Any) -> None:
@@ -256,8 +256,8 @@ class PruningCallback(Callback):
             )
 
     def _layers(self, pl_module: LightningModule) -> dict[str, Any]:
-        layers = prunable_layers(_network(pl_module), self.targets)
-        check_prunable(layers, self.run.plan.criterion, self.run.plan.groups)
+        plan, layers = self.run.plan, prunable_layers(_network(pl_module), self.targets)
+        check_prunable(layers, plan.criterion, plan.groups)
         return layers
 
     def _changed(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
@@ -288,9 +288,8 @@ class PruningCallback(Callback):
 
     def _release(self) -> None:
         self.run.close()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        while self._hooks:
+            self._hooks.pop().remove()
 
 
 def _network(pl_module: LightningModule) -> nn.Module:
