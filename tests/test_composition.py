@@ -86,7 +86,8 @@ def test_all_techniques_at_once(tmp_path: Path) -> None:
     together = [
         callback
         for each in WITH_CALLBACKS
-        if each.name not in ("export", "samples", "surgery")
+        # Products of low-rank factors have no weights to be set to zero one by one.
+        if each.name not in ("export", "samples", "surgery", "pruning")
         for callback in each.callbacks()
     ]
     module = case.make_module()

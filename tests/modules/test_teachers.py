@@ -165,7 +165,6 @@ def test_another_divergence_is_for_classes(name: str, tmp_path: Path) -> None:
     ("loss", "says"),
     [
         (HiddenLoss(layers=[[1, 5]]), r"pair \[1, 5\].*the teacher 4"),
-        (HiddenLoss(layers="sideways"), "layer_map must be one of uniform, last, skip"),
         (HiddenLoss(stack="encoder"), "stack='encoder' is for an encoder-decoder"),
         (RelationLoss(student_layer=3), "RelationLoss: there is no pair of layers 3 and -1"),
         (RelationLoss(teacher_layer=-5), "the student has 2 layers and the teacher 4"),
