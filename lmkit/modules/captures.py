@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -20,6 +22,7 @@ from .attention import MAPS, keeping_maps, use_fast_attention
 __all__ = [
     "Captures",
     "Place",
+    "Taps",
     "capturing",
     "depth_of",
     "freeze_unreached",
@@ -147,48 +150,67 @@ def _part(network: PreTrainedModel, stack: str) -> PreTrainedModel:
     return part
 
 
-@contextmanager
-def capturing(network: PreTrainedModel, places: Iterable[Place]) -> Iterator[Captures]:
-    """Keep what passes at some places while the network runs inside the block.
+class Taps:
+    """Where tensors are kept that pass inside a network, found once for all of its runs.
 
-    Attention stays as it is, but for maps: these need `use_fast_attention(network, MAPS)` first.
+    Attention stays as it is, but for maps: these need `show_maps` first.
 
     Args:
-        network: any of transformers whose layers stand in a list.
+        network: any of transformers whose layers stand in a list; its structure stays as it is.
         places: which tensors to keep, with their graph.
 
-    Yields:
-        The tensors by place, filled when the network runs. Read after the block they are complete.
-
     Raises:
-        ValueError: a place is not in the network; or, at the end, one of them stayed empty.
+        ValueError: a place is not in the network.
     """
-    wanted = list(dict.fromkeys(places))
-    kept: Captures = {}
-    for place in wanted:
-        _layer_of(network, place)
-    hooked = [place for place in wanted if place.kind != "attention"]
-    handles = [handle for place in hooked for handle in _hooks(network, place, kept)]
-    try:
-        with keeping_maps() as maps:
-            yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
-    for place in wanted:
-        if place.kind == "attention":
-            layer = _layer_of(network, place)
-            found = [
-                maps[module]
-                for name, module in layer.named_modules()
-                if module in maps and not _is_cross(name)
-            ]
+
+    def __init__(self, network: PreTrainedModel, places: Iterable[Place]) -> None:
+        self._kind = network.config.model_type
+        self.places = list(dict.fromkeys(places))
+        self._taps = [_tap(network, place) for place in self.places if place.kind != "attention"]
+        #: The attention layers that may show the maps of a place.
+        self._attending = {
+            place: _own_attention(_layer_of(network, place))
+            for place in self.places
+            if place.kind == "attention"
+        }
+
+    @contextmanager
+    def open(self) -> Iterator[Captures]:
+        """Keep what passes while the network runs inside the block.
+
+        Yields:
+            The tensors by place, filled when the network runs; complete behind the block.
+
+        Raises:
+            ValueError: at the end, one of them stayed empty.
+        """
+        kept: Captures = {}
+        handles = [tap(kept) for tap in self._taps]
+        try:
+            with keeping_maps() as maps:
+                yield kept
+        finally:
+            for handle in handles:
+                handle.remove()
+        for place, layers in self._attending.items():
+            found = [maps[layer] for layer in layers if layer in maps]
             kept |= {place: found[0]} if found else {}
-    if empty := [str(place) for place in wanted if place not in kept]:
-        raise ValueError(
-            f"the architecture {network.config.model_type!r} gave nothing for {', '.join(empty)}: "
-            "leave the losses out that need it"
-        )
+        if empty := [str(place) for place in self.places if place not in kept]:
+            raise ValueError(
+                f"the architecture {self._kind!r} gave nothing for {', '.join(empty)}: leave the "
+                "losses out that need it"
+            )
+
+
+def capturing(
+    network: PreTrainedModel, places: Iterable[Place]
+) -> AbstractContextManager[Captures]:
+    """Keep what passes at some places in one run of a network; see `Taps`."""
+    return Taps(network, places).open()
+
+
+#: Begins to keep a tensor where it is told to, and returns what ends it.
+Tap = Callable[[Captures], RemovableHandle]
 
 
 def _layer_of(network: PreTrainedModel, place: Place) -> nn.Module:
@@ -202,39 +224,41 @@ def _layer_of(network: PreTrainedModel, place: Place) -> nn.Module:
     return layers[max(0, place.layer - 1)]
 
 
-def _hooks(network: PreTrainedModel, place: Place, kept: Captures) -> list[Any]:
+def _own_attention(layer: nn.Module) -> list[nn.Module]:
+    return [module for name, module in layer.named_modules() if not _is_cross(name)]
+
+
+def _tap(network: PreTrainedModel, place: Place) -> Tap:
     layer = _layer_of(network, place)
-    if place.kind == "hidden" and place.layer == 0:
-
-        def keep_input(module: nn.Module, arguments: Any, named: Mapping[str, Any]) -> None:
-            kept[place] = arguments[0] if arguments else named["hidden_states"]
-
-        return [layer.register_forward_pre_hook(keep_input, with_kwargs=True)]
     if place.kind == "hidden":
-
-        def keep_output(module: nn.Module, arguments: Any, output: Any) -> None:
-            kept[place] = output if isinstance(output, Tensor) else output[0]
-
-        return [layer.register_forward_hook(keep_output)]
-    name = stack_of(network, place.stack)[0]
-    return [_keep_projection(network, f"{name}.{place.layer - 1}.", place, kept)]
-
-
-def _keep_projection(network: PreTrainedModel, prefix: str, place: Place, kept: Captures) -> Any:
-    inside = {
-        site: module
+        return partial(_tap_input if place.layer == 0 else _tap_output, layer, place)
+    prefix = f"{stack_of(network, place.stack)[0]}.{place.layer - 1}."
+    inside = [
+        module
         for site, module in find_sites(network, [place.kind]).items()
         # A decoder's attention to the encoder has projections of its own.
         if site.startswith(prefix) and not _is_cross(site)
-    }
+    ]
     if not inside:
         raise NothingMatchedError(f"there is no projection {place.kind} in {prefix[:-1]}")
-    module = next(iter(inside.values()))
-    thirds = _fused_order(network, module)
+    thirds = _fused_order(network, inside[0])
+    third = None if thirds is None else thirds[place.kind]
+    return partial(_tap_output, inside[0], place, third=third)
 
-    def keep(module: nn.Module, arguments: Any, output: Tensor) -> None:
-        part = output if thirds is None else output.chunk(3, -1)[thirds[place.kind]]
-        kept[place] = part
+
+def _tap_input(layer: nn.Module, place: Place, kept: Captures) -> RemovableHandle:
+    def keep(module: nn.Module, arguments: Any, named: Mapping[str, Any]) -> None:
+        kept[place] = arguments[0] if arguments else named["hidden_states"]
+
+    return layer.register_forward_pre_hook(keep, with_kwargs=True)
+
+
+def _tap_output(
+    module: nn.Module, place: Place, kept: Captures, third: int | None = None
+) -> RemovableHandle:
+    def keep(module: nn.Module, arguments: Any, output: Any) -> None:
+        found = output if isinstance(output, Tensor) else output[0]
+        kept[place] = found if third is None else found.chunk(3, -1)[third]
 
     return module.register_forward_hook(keep)
 

@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 from ..types import Batch, StepOutput
 from .base import LMModule
-from .captures import capturing, freeze_unreached, show_maps
+from .captures import freeze_unreached, show_maps
 from .distillation_losses import DistillationLoss, LogitLoss, loss_from_spec, loss_to_spec
 from .distillation_report import DistillationReport, continue_comparison, finish_comparison
 from .distillation_terms import HardLoss, Terms, restore_projections
@@ -164,6 +164,7 @@ class DistillationModule(LMModule):
         self._meet(stage)
         self.task_module.setup(stage)
         super().setup(stage)
+        self._terms.settle()
         show_maps(self.network, self._terms.places)
         self.teachers.attend(getattr(self.trainer, "datamodule", None))
         if stage == "fit":
@@ -215,7 +216,7 @@ class DistillationModule(LMModule):
         task.training = self.training
         if not self.training:
             return task.step(batch)
-        with capturing(self.network, self._terms.places) as inside:
+        with self._terms.taps(self.network).open() as inside:
             own = task.step(batch)
         return self._terms.join(own, task.scores(own, batch), inside, batch, self)
 

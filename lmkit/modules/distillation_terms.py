@@ -23,7 +23,7 @@ from ..functional.distillation_teachers import (
 )
 from ..functional.distillation_top_k import top_k_divergence
 from ..types import IGNORE_INDEX, Batch, StepOutput
-from .captures import Captures, Place, depth_of, stack_of, width_of
+from .captures import Captures, Place, Taps, depth_of, stack_of, width_of
 from .distillation_losses import DistillationLoss, LogitLoss
 from .feature_losses import FeatureLoss, HiddenLoss, Pairs
 from .optimizer import planned_steps
@@ -71,6 +71,7 @@ class Terms:
         self.places: list[Place] = []
         self._pairs: dict[int, Pairs] = {}
         self._total: int | None = None
+        self._taps: Taps | None = None
         if not any(each.weight or each.final_weight for each in (own, *losses)):
             raise ValueError(
                 "there is nothing to learn from: hard_weight is 0, and so are the weights of all "
@@ -96,6 +97,7 @@ class Terms:
         Returns:
             The projections, by number of the loss and pair of layers.
         """
+        self.settle()
         self.places, made = [], nn.ModuleDict()
         teachers.places = [[] for _ in teachers.names]
         for number, loss in enumerate(self.losses):
@@ -114,6 +116,16 @@ class Terms:
                 made.update(_projections(loss, number, pairs, *widths))
         made.update({name: before[name] for name in made if name in before})
         return made
+
+    def taps(self, network: PreTrainedModel) -> Taps:
+        """Return where the student's inside is kept, found once; `settle` looks anew."""
+        if self._taps is None:
+            self._taps = Taps(network, self.places)
+        return self._taps
+
+    def settle(self) -> None:
+        """Forget where the inside of the student was: its structure may have changed."""
+        self._taps = None
 
     def plan(self, trainer: Trainer) -> None:
         """Learn how long the run is.

@@ -14,7 +14,7 @@ from ..tokenization import load_tokenizer, vocabulary_digest
 from ..types import Batch
 from .attention import MAPS, use_fast_attention
 from .base import LMModule
-from .captures import Place, capturing, depth_of, width_of
+from .captures import Place, Taps, depth_of, width_of
 from .checkpoint_io import read_checkpoint
 from .frozen_base import fingerprint
 from .network import named_config
@@ -94,6 +94,7 @@ class Teacher:
         self.module = _load(name, student)
         _settle_task(name, self.module, student)
         self.facts = teacher_facts(name, self.module)
+        self._taps: dict[frozenset[Place], Taps] = {}
         self.module.eval().requires_grad_(False).to(_PRECISIONS[precision])
 
     @property
@@ -133,6 +134,11 @@ class Teacher:
         scores, kept = self.run(batch, places)
         return {"logits": scores.logits, **kept}
 
+    def _taps_at(self, places: frozenset[Place]) -> Taps:
+        if places not in self._taps:
+            self._taps[places] = Taps(self.module.network, places)
+        return self._taps[places]
+
     def run(self, batch: Batch, places: Collection[Place]) -> tuple[Scores, dict[str, Tensor]]:
         """Run the teacher on a batch, and return all of its scores beside what was kept."""
         if self.module.device != batch["input_ids"].device:
@@ -140,7 +146,7 @@ class Teacher:
         # Whoever called train() on what it is held by may have reached it.
         self.module.network.eval()
         with torch.no_grad():
-            with capturing(self.module.network, places) as kept:
+            with self._taps_at(frozenset(places)).open() as kept:
                 output = self.module.step(batch)
             scores = self.module.scores(output, batch)
         return scores, {str(place): kept[place] for place in places}
