@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
+from ..functional.distillation import DIVERGENCES
+
 __all__ = ["DistillationLoss", "LogitLoss", "loss_from_spec", "loss_to_spec"]
 
 _PACKAGE = __package__ or ""
@@ -99,7 +101,7 @@ class LogitLoss(DistillationLoss):
         super().__post_init__()
         if self.temperature is not None and self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
-        known = ("forward", "reverse", "jensen_shannon", "total_variation", "mse")
+        known = (*DIVERGENCES, "mse")
         if self.divergence not in known:
             raise ValueError(
                 f"divergence must be one of {', '.join(known)}, got {self.divergence!r}"

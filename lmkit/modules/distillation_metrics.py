@@ -10,13 +10,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ..functional.distillation import binary_divergence, logit_divergence, value_distance
+from ..functional.distillation_teachers import same_choice
 from .scores import Scores
 from .token_metrics import TokenMean
 
 __all__ = [
     "Differences",
     "agreement_of",
-    "choices_of",
     "difference_rows",
     "distance_of",
     "main_metric",
@@ -51,14 +51,9 @@ def agreement_of(scores: Scores, teacher: Tensor) -> Tensor | None:
     """Return which items both networks decide alike, bool `[N]`; `None` for values."""
     if scores.kind == "value":
         return None
-    ours, theirs = choices_of(scores.logits, scores.kind), choices_of(teacher, scores.kind)
-    same = (ours == theirs).flatten(1).all(1)
-    return same & scores.valid
-
-
-def choices_of(logits: Tensor, kind: str) -> Tensor:
-    """Return what is predicted: the class `[N, ...]`, or of each label whether it is."""
-    return logits > 0 if kind == "labels" else logits.argmax(-1).unsqueeze(-1)
+    if scores.kind == "classes":
+        return same_choice(scores.logits, teacher, scores.valid)
+    return ((scores.logits > 0) == (teacher > 0)).flatten(1).all(1) & scores.valid
 
 
 class Differences(Metric):

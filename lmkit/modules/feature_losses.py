@@ -16,7 +16,7 @@ from ..functional.distillation_features import (
     hidden_distance,
     similarity_distance,
 )
-from ..functional.layer_map import layer_pairs, monotone_match
+from ..functional.layer_map import LAYER_MAPS, layer_pairs, monotone_match
 from .captures import Captures, Kind, Place
 from .distillation_losses import DistillationLoss
 from .scores import Scores
@@ -126,7 +126,7 @@ class HiddenLoss(FeatureLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        maps = ("uniform", "last", "skip", "dynamic")
+        maps = (*LAYER_MAPS, "dynamic")
         if isinstance(self.layers, str) and self.layers not in maps:
             raise ValueError(
                 f"HiddenLoss: layers must be one of {', '.join(maps)}, or a list of pairs, got "
