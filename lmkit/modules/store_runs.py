@@ -14,7 +14,17 @@ from torch import Tensor
 from ..types import Batch
 from .teacher_store import Field
 
-__all__ = ["Runs", "as_array", "check_fields", "runs_of", "to_float16", "token_runs", "words_of"]
+__all__ = [
+    "Runs",
+    "as_array",
+    "check_fields",
+    "example_counts",
+    "runs_of",
+    "to_float16",
+    "token_runs",
+    "token_slots",
+    "words_of",
+]
 
 
 class Runs(NamedTuple):
@@ -29,13 +39,15 @@ class Runs(NamedTuple):
     counts: ArrayLike | Tensor
 
 
-def token_runs(values: Tensor, batch: Batch) -> tuple[Tensor, Runs]:
+def token_runs(values: Tensor, batch: Batch, tokens: Tensor | None = None) -> tuple[Tensor, Runs]:
     """Return what is said of each token of a batch as runs of its examples, without padding.
 
     Args:
         values: `[R, L, *shape]`.
-        batch: of `R` rows of `L` tokens. With `segment_index`, the examples that share a row, and
-            `segment_ids` the examples are the segments, without they are the rows.
+        batch: of `R` rows of `L` tokens, or of examples of several rows each. With `segment_index`,
+            the examples that share a row, and `segment_ids` the examples are the segments, without
+            they are the rows.
+        tokens: bool `[R, L]`, which count; by default all but padding.
 
     Returns:
         Numbers of the examples, int64 `[B]`, -1 for a filler, and their runs, in the order in which
@@ -48,14 +60,38 @@ def token_runs(values: Tensor, batch: Batch) -> tuple[Tensor, Runs]:
         >>> numbers.tolist(), runs.values.tolist(), runs.counts.tolist()
         ([7, 5, 6], [0, 1, 2, 4, 5, 6, 7], [2, 1, 4])
     """
-    if "segment_index" not in batch:
-        real = batch["attention_mask"] > 0
-        return batch["index"], Runs(values[real], real.sum(1))
-    segments, examples = batch["segment_ids"], batch["segment_index"]
-    number = torch.arange(1, examples.shape[1] + 1, device=segments.device)
-    counts = (segments.unsqueeze(2) == number).sum(1)
-    there = examples >= 0
-    return examples[there], Runs(values[segments > 0], counts[there])
+    if tokens is None:
+        tokens = batch["segment_ids" if "segment_index" in batch else "attention_mask"] > 0
+    numbers, counts = example_counts(token_slots(batch, tokens)[tokens], batch)
+    return numbers, Runs(values[tokens], counts)
+
+
+def token_slots(batch: Batch, tokens: Tensor) -> Tensor:
+    """Return of each token which of the batch's examples it is of, counted from 0: int64 `[R, L]`.
+
+    Args:
+        batch: with `index`, or `segment_ids` and `segment_index`.
+        tokens: `[R, L]`.
+    """
+    rows = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
+    if "segment_index" in batch:
+        place = (batch["segment_ids"].to(tokens.device) - 1).clamp(min=0)
+        return rows * batch["segment_index"].shape[1] + place
+    return (rows // max(1, len(tokens) // len(batch["index"]))).expand_as(tokens)
+
+
+def example_counts(slots: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the examples of a batch, int64 `[B]`, and how often each is named, int64 `[B]`.
+
+    Args:
+        slots: as of `token_slots`, int64 `[n]`.
+        batch: with `index`, or `segment_index`, whose empty places are left out.
+    """
+    packed = "segment_index" in batch
+    numbers = batch["segment_index" if packed else "index"].flatten().to(slots.device)
+    counts = torch.bincount(slots, minlength=len(numbers))
+    there = numbers >= 0 if packed else torch.ones_like(numbers, dtype=torch.bool)
+    return numbers[there], counts[there]
 
 
 def to_float16(values: Tensor) -> Tensor:

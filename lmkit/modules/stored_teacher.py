@@ -21,7 +21,7 @@ from ..types import Batch
 from .base import LMModule
 from .captures import Place
 from .scores import Scores
-from .store_runs import Runs, to_float16
+from .store_runs import Runs, example_counts, to_float16, token_runs, token_slots
 from .store_writer import StoreWriter
 from .teacher import Teacher
 from .teacher_store import HalfWrittenError, TeacherStore, store_folder
@@ -141,30 +141,34 @@ def write_teacher(
 
 def _fields(
     batch: Batch, scores: Scores, kept: dict[str, Tensor], options: TeacherOptions
-) -> tuple[NDArray[np.int64], dict[str, Runs]]:
-    """Return the examples of a batch, int64 `[M]`, and the runs of each field in their order."""
-    numbers = _examples(batch)
-    valid = scores.valid
-    of_items = _counts(_slots(batch, scores, len(numbers))[valid], len(numbers))
+) -> tuple[Tensor, dict[str, Runs]]:
+    """Return the examples of a batch, int64 `[B]`, and the runs of each field in their order."""
+    slots, valid = _item_slots(batch, scores), scores.valid
     logits = scores.logits[valid].float()
+    of_items = slots[valid]
     if scores.ragged:
         there = present(scores)
         each = scores.logits.reshape(len(valid), -1, there.shape[1]).transpose(1, 2)
-        slots = _slots(batch, scores, len(numbers)).repeat_interleave(there.sum(1))
-        of_items = _counts(slots, len(numbers))
-        parts = {"choices": each[there].float()}
+        of_items, parts = slots.repeat_interleave(there.sum(1)), {"choices": each[there].float()}
     elif options.cache_top_k is None or scores.kind != "classes":
         parts = {"logits": logits}
     else:
         k = min(options.cache_top_k, logits.shape[-1])
         parts = dict(zip(TopK._fields, top_k_of(logits, k), strict=True))
-    fields = {name: Runs(_kept(part, options), of_items) for name, part in parts.items()}
+    numbers, counts = example_counts(of_items, batch)
+    fields = {name: Runs(_kept(part, options), counts) for name, part in parts.items()}
     for name, tensor in kept.items():
         tokens = scores.written if name.startswith("decoder_") else scores.tokens
         assert tokens is not None
-        of_tokens = _counts(_token_slots(batch, tokens, len(numbers))[tokens], len(numbers))
-        fields[name] = Runs(_kept(tensor[tokens], options), of_tokens)
+        _, fields[name] = token_runs(_kept(tensor, options), batch, tokens)
     return numbers, fields
+
+
+def _item_slots(batch: Batch, scores: Scores) -> Tensor:
+    """Return for each item, int64 `[N]`, which of the batch's examples it is of."""
+    slots = token_slots(batch, scores.tokens)
+    # Where texts share rows, items are tokens.
+    return slots.flatten() if "segment_index" in batch else slots[scores.rows, 0]
 
 
 def _kept(tensor: Tensor, options: TeacherOptions) -> Tensor:
@@ -184,26 +188,6 @@ def _examples(batch: Batch) -> NDArray[np.int64]:
         )
     numbers: NDArray[np.int64] = batch[name].flatten().cpu().numpy()
     return numbers
-
-
-def _slots(batch: Batch, scores: Scores, slots: int) -> Tensor:
-    """Return for each item, int64 `[N]`, the place of its example among those of the batch."""
-    if "segment_index" in batch:  # items are tokens there
-        return _token_slots(batch, scores.tokens, slots).flatten()
-    return scores.rows // max(1, len(scores.tokens) // slots)
-
-
-def _token_slots(batch: Batch, tokens: Tensor, slots: int) -> Tensor:
-    rows = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
-    if "segment_index" in batch:
-        place = (batch["segment_ids"].to(tokens.device) - 1).clamp(min=0)
-        return rows * batch["segment_index"].shape[1] + place
-    return (rows // max(1, len(tokens) // slots)).expand_as(tokens)
-
-
-def _counts(slots: Tensor, total: int) -> NDArray[np.int64]:
-    counts: NDArray[np.int64] = torch.bincount(slots, minlength=total).cpu().numpy()
-    return counts
 
 
 def whole_store(folder: Path, key: Mapping[str, Any]) -> TeacherStore | None:
@@ -277,8 +261,8 @@ def passing_over(datamodule: Any, split: str, writer: StoreWriter, words: str) -
     if done:
         rank_zero_info(f"{words}: going on at batch {done} of {len(loader)}")
     with tqdm(total=len(loader), initial=done, desc=words, unit="batch", disable=None) as bar:
-        for number in range(done, len(loader)):
-            yield loader.batch(number)
+        for batch in loader.starting_at(done):
+            yield batch
             bar.update()
             if monotonic() - committed > _COMMIT_SECONDS:
                 writer.commit()
