@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
@@ -31,7 +32,7 @@ _DYNAMIC_LAYERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureLoss(DistillationLoss):
+class FeatureLoss(DistillationLoss, ABC):
     """What losses between tensors inside the networks share.
 
     Args:
@@ -51,9 +52,9 @@ class FeatureLoss(DistillationLoss):
         """Whether tokens of a row are compared with each other, so that it must be of one text."""
         return False
 
+    @abstractmethod
     def pairs(self, student: int, teacher: int) -> Pairs:
         """Return which layers are compared, of networks of so many layers."""
-        raise NotImplementedError
 
     def check_widths(self, student: int, teacher: int) -> None:
         """Raise `ValueError` if states of these widths cannot be compared."""
@@ -74,6 +75,7 @@ class FeatureLoss(DistillationLoss):
         """Return which tensors of a layer are compared."""
         return ("hidden",)
 
+    @abstractmethod
     def compare(
         self,
         student: Captures,
@@ -83,7 +85,6 @@ class FeatureLoss(DistillationLoss):
         projections: Mapping[str, Tensor],
     ) -> Tensor:
         """Return the loss of each row, float `[R]`: the mean over its tokens, and over pairs."""
-        raise NotImplementedError
 
     def tokens(self, scores: Scores) -> Tensor:
         """Return the real tokens of the stack that is compared, bool `[R, L]`."""

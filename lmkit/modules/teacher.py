@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoConfig
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
 
-from ..tokenization import load_tokenizer, vocabulary_digest
+from ..tokenization import vocabulary_digest
 from ..types import Batch
 from .attention import MAPS, use_fast_attention
 from .base import LMModule
@@ -20,6 +19,7 @@ from .frozen_base import fingerprint
 from .network import named_config
 from .network_inputs import check_packing
 from .scores import Scores
+from .teacher_loading import is_checkpoint, load_teacher
 from .word_predictions import label_list
 
 __all__ = [
@@ -27,18 +27,11 @@ __all__ = [
     "TeacherFacts",
     "TeacherShape",
     "class_order",
-    "is_checkpoint",
+    "classes_of",
     "teacher_facts",
     "teacher_shape",
 ]
 
-# The names of their weights are alike, so that one would load as another.
-_HEADS = (
-    "ForMultipleChoice",
-    "ForQuestionAnswering",
-    "ForSequenceClassification",
-    "ForTokenClassification",
-)
 _PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -91,27 +84,26 @@ class Teacher:
 
     def __init__(self, name: str, student: LMModule, precision: str = "fp32") -> None:
         self.name = name
-        self.module = _load(name, student)
-        _settle_task(name, self.module, student)
+        self.module = load_teacher(name, student)
         self.facts = teacher_facts(name, self.module)
         self._taps: dict[frozenset[Place], Taps] = {}
         self.module.eval().requires_grad_(False).to(_PRECISIONS[precision])
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> PreTrainedModel:
         """The teacher's network."""
         return self.module.network
 
     def attend(self, maps: bool) -> None:
         """Choose the fastest attention, or that which shows its maps."""
-        use_fast_attention(self.module.network, *([MAPS] if maps else []))
+        use_fast_attention(self.network, *([MAPS] if maps else []))
 
     def check_packing(self, longest: int) -> None:
         """Raise `ValueError` if texts that share a row of up to `longest` tokens see each other."""
-        kind = cast(Any, self.module.network).dtype
+        kind = cast(Any, self.network).dtype
         self.module.float()  # the rounding of bfloat16 is no sight of another text
         try:
-            check_packing(self.module.network, longest, self.module.is_causal)
+            check_packing(self.network, longest, self.module.is_causal)
         except ValueError as error:
             raise ValueError(f"the teacher {self.name}: {error}") from error
         self.module.to(kind)
@@ -136,7 +128,7 @@ class Teacher:
 
     def _taps_at(self, places: frozenset[Place]) -> Taps:
         if places not in self._taps:
-            self._taps[places] = Taps(self.module.network, places)
+            self._taps[places] = Taps(self.network, places)
         return self._taps[places]
 
     def run(self, batch: Batch, places: Collection[Place]) -> tuple[Scores, dict[str, Tensor]]:
@@ -144,7 +136,7 @@ class Teacher:
         if self.module.device != batch["input_ids"].device:
             self.module.to(batch["input_ids"].device)
         # Whoever called train() on what it is held by may have reached it.
-        self.module.network.eval()
+        self.network.eval()
         with torch.no_grad():
             with self._taps_at(frozenset(places)).open() as kept:
                 output = self.module.step(batch)
@@ -154,17 +146,22 @@ class Teacher:
 
 def teacher_facts(name: str, module: LMModule) -> TeacherFacts:
     """Describe a teacher."""
-    network, config = module.network, module.network.config
-    head = network.get_output_embeddings()
     return TeacherFacts(
         name,
-        fingerprint(network, list(network.state_dict())),
-        [] if head is not None else label_list(config),
-        0 if head is None else int(cast(Tensor, head.weight).shape[0]),
+        fingerprint(module.network, list(module.network.state_dict())),
+        *classes_of(module),
         vocabulary_digest(module.tokenizer) if module.tokenizer else "",
         # A checkpoint says what was drawn before it was trained.
         [] if is_checkpoint(name) else list(module.base.get("fresh", [])),
     )
+
+
+def classes_of(module: LMModule) -> tuple[list[str], int]:
+    """Return the names of a module's classes, or the rows of its language-model head."""
+    head = module.network.get_output_embeddings()
+    if head is None:
+        return label_list(module.network.config), 0
+    return [], int(cast(Tensor, head.weight).shape[0])
 
 
 def teacher_shape(name: str, student: LMModule) -> TeacherShape:
@@ -192,11 +189,6 @@ def teacher_shape(name: str, student: LMModule) -> TeacherShape:
         {stack: depth_of(network, stack) for stack in stacks},
         {stack: width_of(network, stack) for stack in stacks},
     )
-
-
-def is_checkpoint(name: str) -> bool:
-    """Whether a teacher is named by a file."""
-    return Path(name).is_file() or Path(name).suffix == ".ckpt"
 
 
 def class_order(ours: Sequence[str], theirs: Sequence[str], name: str) -> list[int] | None:
@@ -229,67 +221,6 @@ def class_order(ours: Sequence[str], theirs: Sequence[str], name: str) -> list[i
         )
     order = [list(theirs).index(each) for each in ours]
     return None if order == list(range(len(order))) else order
-
-
-def _load(name: str, student: LMModule) -> LMModule:
-    cls = type(student)
-    if is_checkpoint(name):
-        try:
-            module = LMModule.load_from_checkpoint(name).task_module
-        except FileNotFoundError as error:
-            raise ValueError(f"there is no teacher at {name}") from error
-        if type(module) is not cls:
-            raise ValueError(
-                f"the teacher {name} is a {type(module).__name__} and the student a "
-                f"{cls.__name__}: they have to be of one task"
-            )
-        return module
-    # Its classes and thresholds are its own; what only training needs has no meaning here.
-    settings = {k: v for k, v in student.hparams.items() if k in ("pooling", "sentence_objective")}
-    try:
-        module = cls(model=name, **settings)
-        module.tokenizer = _tokenizer_of(name)
-        module.configure_model()
-        if module.base.get("fresh"):
-            _take_classes(module, student)
-    except ValueError as error:
-        raise ValueError(f"the teacher {name!r} cannot be loaded: {error}") from error
-    return module
-
-
-def _take_classes(module: LMModule, student: LMModule) -> None:
-    """Give a teacher without a trained head one of the student's classes, so that it can be run."""
-    theirs, names = student.network.config, ("id2label", "label2id", "problem_type")
-    settings = {name: getattr(theirs, name) for name in names}
-    named = module.hparams["model"], module.hparams["pretrained"], module.tokenizer
-    module.network, _ = module.build(module.auto_class, *named, settings)
-
-
-def _settle_task(name: str, module: LMModule, student: LMModule) -> None:
-    """Check that a teacher tells classes, labels or values as the student does.
-
-    A folder that does not say which is taken to be of the student's kind.
-    """
-    config = module.network.config
-    if config.problem_type is None:
-        config.problem_type = student.network.config.problem_type
-    ours, theirs = (getattr(each, "task", None) for each in (student, module))
-    saved = "" if is_checkpoint(name) else (named_config(name).architectures or [""])[0]
-    other = [head for head in _HEADS if saved.endswith(head)]
-    if other and not type(module.network).__name__.endswith(other[0]):
-        ours, theirs = type(student).__name__, saved
-    if ours != theirs:
-        raise ValueError(
-            f"the teacher {name} is for {theirs} and the student for {ours}: they have to be of "
-            "one task"
-        )
-
-
-def _tokenizer_of(name: str) -> Any:
-    try:
-        return load_tokenizer(name)
-    except ValueError:
-        return None  # a folder of weights alone; the data's is taken for its own
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from .distillation_losses import DistillationLoss
+from .distillation_losses import DistillationLoss, LogitLoss
+from .feature_losses import FeatureLoss
 
 __all__ = ["TeacherOptions", "check_options"]
 
@@ -36,6 +37,11 @@ def check_options(
             f"teacher must name a checkpoint, a folder or a hub model, or several, got {names}"
         )
     for loss in losses:
+        if not isinstance(loss, LogitLoss | FeatureLoss):
+            raise ValueError(
+                f"{type(loss).__name__} is no loss against a teacher: take LogitLoss, or one "
+                "derived from FeatureLoss; the student's own is weighed by hard_weight"
+            )
         number = getattr(loss, "teacher", 0)
         if not 0 <= number < len(names):
             raise ValueError(

@@ -22,7 +22,7 @@ from .distillation_losses import DistillationLoss, LogitLoss
 from .multiple_choice import MultipleChoiceModule
 from .sequence_classification import SequenceClassificationModule
 from .stored_teacher import StoredTeacher, write_teacher
-from .teacher import Teacher, TeacherFacts, TeacherShape, teacher_facts, teacher_shape
+from .teacher import Teacher, TeacherFacts, TeacherShape, classes_of, teacher_shape
 from .teacher_options import TeacherOptions, check_options
 from .teacher_texts import TeacherTexts
 from .teacher_view import Alignment, align
@@ -259,7 +259,7 @@ class Teachers:
         return whole and self.options.cache and not self.places[number]
 
     def _check(self, task: LMModule) -> None:
-        ours = teacher_facts("student", task)
+        labels, vocabulary = classes_of(task)
         known = len(task.tokenizer) if task.tokenizer is not None else 0
         digest = vocabulary_digest(task.tokenizer) if task.tokenizer is not None else ""
         self.alignments = []
@@ -284,11 +284,11 @@ class Teachers:
                     "would be drawn at random. Fine-tune it on the task first, and give the "
                     "checkpoint or the export; or take losses of what is inside it only"
                 )
-            self.alignments.append(align(ours.labels, ours.vocabulary, known, facts))
+            self.alignments.append(align(labels, vocabulary, known, facts))
             if self.alignments[-1].width is not None and self.options.cache_top_k is not None:
                 raise ValueError(
                     "cache_top_k needs one size of the vocabulary: the student has "
-                    f"{ours.vocabulary} and the teacher {facts.name} {facts.vocabulary}; leave "
+                    f"{vocabulary} and the teacher {facts.name} {facts.vocabulary}; leave "
                     "cache_top_k out, or give the student as many"
                 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self, cast
@@ -23,7 +24,7 @@ _CROSSED = re.compile(
 )
 
 
-class Calibration:
+class Calibration(ABC):
     """Hooks on layers for as long as a `with` block lasts; the base of the two kinds.
 
     They count the runs of the network that are made inside `watching`, and no others: whoever
@@ -77,11 +78,13 @@ class Calibration:
             return self.sums[name]
         return torch.zeros(self._shape(self.layers[name]), dtype=torch.float64)
 
+    @abstractmethod
     def _hook(self, name: str, layer: Any) -> list[RemovableHandle]:
-        raise NotImplementedError
+        """Begin to sum up what passes a layer."""
 
+    @abstractmethod
     def _shape(self, layer: Any) -> tuple[int, ...]:
-        raise NotImplementedError
+        """Return the shape of what is summed up of a layer."""
 
     def _add(self, name: str, summed: Tensor, count: float) -> None:
         before = self.sums.get(name)

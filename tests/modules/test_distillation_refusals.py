@@ -104,3 +104,10 @@ def test_rows_that_are_too_long_are_told_before_the_teacher_reads(tmp_path: Path
 def test_an_unknown_map_of_layers_is_named_as_the_option_is() -> None:
     with pytest.raises(ValueError, match="layers must be one of uniform, last, skip, dynamic"):
         HiddenLoss(layers="middle")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["HardLoss", "FeatureLoss", "DistillationLoss"])
+def test_what_is_no_loss_against_a_teacher_is_refused(name: str) -> None:
+    spec: Any = {"class_path": f"lmkit.modules.{name}", "init_args": {}}
+    with pytest.raises((ValueError, TypeError), match=name):
+        lessons.distill(NAME, teacher="anywhere", losses=[spec])
