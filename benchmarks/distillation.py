@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import seed_everything
-from measure import Clock, arguments, encoder_folder, write_json
+from measure import Clock, arguments, encoder_folder, quiet_trainer, write_json
 from sequence_classification import rows_of, write_rows
 
 #: Epochs of teacher and student, and their peak learning rates.
@@ -96,20 +96,8 @@ def task_module(options: argparse.Namespace, model: Any, rate: float, **more: An
 
 def fit(module: Any, data: Any, folder: Path, **length: Any) -> tuple[Any, Clock]:
     """Train a module; returns the Trainer and the clock."""
-    from lmkit import Trainer
-
     clock = Clock()
-    trainer = Trainer(
-        accelerator="cpu",
-        callbacks=[clock.of_lightning()],
-        default_root_dir=str(folder),
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        gradient_clip_val=1.0,
-        **length,
-    )
+    trainer = quiet_trainer(clock.of_lightning(), default_root_dir=str(folder), **length)
     trainer.fit(module, data)
     return trainer, clock
 

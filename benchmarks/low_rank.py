@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import seed_everything
-from measure import WARMUP, arguments, write_json
+from measure import WARMUP, arguments, quiet_trainer, write_json
 from sequence_classification import initial, rows_of, write_rows
 
 METHODS = ("plain", "fisher", "activation")
@@ -46,21 +46,11 @@ def make_data(options: argparse.Namespace, folder: Path, seed: int) -> Any:
 
 def fit(model: Path, data: Any, epochs: int, *callbacks: Any) -> tuple[Any, float]:
     """Fit a classifier for some epochs, 0 for its set-up alone; returns it and its accuracy."""
-    from lmkit import Trainer
     from lmkit.modules import SequenceClassificationModule
 
     module = SequenceClassificationModule(str(model), learning_rate=1e-4, warmup=WARMUP)
     length = {"max_epochs": epochs} if epochs else {"max_steps": 0}
-    trainer = Trainer(
-        **length,
-        accelerator="cpu",
-        callbacks=list(callbacks),
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        gradient_clip_val=1.0,
-    )
+    trainer = quiet_trainer(*callbacks, **length)
     trainer.fit(module, data)
     return module, float(trainer.test(module, data, verbose=False)[0]["test/accuracy"])
 

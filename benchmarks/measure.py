@@ -21,6 +21,7 @@ __all__ = [
     "encoder_folder",
     "median",
     "peer_arguments",
+    "quiet_trainer",
     "write_json",
 ]
 
@@ -137,6 +138,22 @@ class Clock:
                 clock.seconds = time.process_time() - clock.began
 
         return Watch()
+
+
+def quiet_trainer(*callbacks: Any, **settings: Any) -> Any:
+    """Make a Trainer of lmkit that computes, and neither logs, saves nor shows anything."""
+    from lmkit import Trainer
+
+    return Trainer(
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        gradient_clip_val=1.0,
+        **settings,
+    )
 
 
 def median(values: list[float]) -> float:

@@ -91,22 +91,11 @@ def fit(
     module: Any, data: Any, method: Method, folder: str, *more: Any, **settings: Any
 ) -> tuple[Any, Any]:
     """Train a module by a method; returns the Trainer and the clock."""
-    from measure import Clock
-
-    from lmkit import Trainer
+    from measure import Clock, quiet_trainer
 
     clock = Clock()
-    trainer = Trainer(
-        accelerator="cpu",
-        callbacks=[*callbacks_of(method), clock.of_lightning(), *more],
-        default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        gradient_clip_val=1.0,
-        **settings,
-    )
+    callbacks = *callbacks_of(method), clock.of_lightning(), *more
+    trainer = quiet_trainer(*callbacks, default_root_dir=folder, **settings)
     trainer.fit(module, data)
     return trainer, clock
 

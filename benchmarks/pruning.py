@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import seed_everything
-from measure import WARMUP, Clock, arguments, median, write_json
+from measure import WARMUP, Clock, arguments, median, quiet_trainer, write_json
 from sequence_classification import initial, rows_of, write_rows
 from torch.nn.utils import prune as torch_prune
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -66,7 +66,6 @@ def zeros(network: Any) -> float:
 
 def ours(options: argparse.Namespace, start: Path, seed: int, way: str, left: float) -> Result:
     """Train, prune and test with lmkit."""
-    from lmkit import Trainer
     from lmkit.callbacks.pruning import PruningCallback
     from lmkit.datamodules import SequenceClassificationDataModule
     from lmkit.modules import SequenceClassificationModule
@@ -94,17 +93,11 @@ def ours(options: argparse.Namespace, start: Path, seed: int, way: str, left: fl
         )
         rate = options.learning_rate
         module = SequenceClassificationModule(str(start), learning_rate=rate, warmup=WARMUP)
-        trainer = Trainer(
+        trainer = quiet_trainer(
+            *callbacks,
             max_epochs=options.epochs,
             max_steps=options.steps,
-            accelerator="cpu",
             precision=options.precision,
-            callbacks=callbacks,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            gradient_clip_val=1.0,
         )
         trainer.fit(module, data)
         score = float(trainer.test(module, data, verbose=False)[0]["test/accuracy"])

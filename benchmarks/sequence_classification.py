@@ -34,6 +34,7 @@ from measure import (
     data_folder,
     encoder_folder,
     peer_arguments,
+    quiet_trainer,
     write_json,
 )
 from transformers import (
@@ -100,7 +101,6 @@ def initial(labels: list[str], seed: int) -> Path:
 
 def ours(options: argparse.Namespace, start: Path, seed: int, precision: str | None) -> Result:
     """Train and test with lmkit."""
-    from lmkit import Trainer
     from lmkit.datamodules import SequenceClassificationDataModule
     from lmkit.modules import SequenceClassificationModule
 
@@ -121,17 +121,11 @@ def ours(options: argparse.Namespace, start: Path, seed: int, precision: str | N
             str(start), learning_rate=options.learning_rate, warmup=WARMUP
         )
         clock = Clock()
-        trainer = Trainer(
+        trainer = quiet_trainer(
+            clock.of_lightning(),
             max_epochs=options.epochs,
             max_steps=options.steps,
-            accelerator="cpu",
             precision=precision,
-            callbacks=[clock.of_lightning()],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            gradient_clip_val=1.0,
         )
         trainer.fit(module, data)
         score = 0.0

@@ -32,6 +32,7 @@ from measure import (
     data_folder,
     encoder_folder,
     peer_arguments,
+    quiet_trainer,
     write_json,
 )
 from seqeval.metrics import f1_score
@@ -42,7 +43,6 @@ from transformers import (
 )
 from transformers import Trainer as PeerTrainer
 
-from lmkit import Trainer
 from lmkit.datamodules.conll import read_conll
 from lmkit.datamodules.token_classification import TokenClassificationDataModule
 from lmkit.functional.tagging import Span, bio_tags, to_bio
@@ -117,19 +117,13 @@ def ours(options: argparse.Namespace, start: Path, seed: int) -> Result:
     module = TokenClassificationModule(
         str(start), learning_rate=options.learning_rate, warmup=WARMUP, weight_decay=0.01
     )
-    trainer = Trainer(
+    clock = Clock()
+    trainer = quiet_trainer(
+        clock.of_lightning(),
         max_epochs=options.epochs,
         max_steps=options.steps,
-        accelerator="cpu",
         precision=options.precision,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        gradient_clip_val=1.0,
     )
-    clock = Clock()
-    trainer.callbacks.append(clock.of_lightning())  # type: ignore[attr-defined]
     trainer.fit(module, data)
     test = read(options.task, 1)
     return Result(

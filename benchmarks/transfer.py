@@ -18,14 +18,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import seed_everything
-from measure import arguments, data_folder, encoder_folder, write_json
+from measure import arguments, data_folder, encoder_folder, quiet_trainer, write_json
 
 CLASSES = 6
 
 
 def run(options: argparse.Namespace, examples: int | None, pretrained: bool, seed: int) -> float:
     """Return the accuracy on the test set."""
-    from lmkit import Trainer
     from lmkit.datamodules import SequenceClassificationDataModule
     from lmkit.modules import SequenceClassificationModule
 
@@ -49,16 +48,10 @@ def run(options: argparse.Namespace, examples: int | None, pretrained: bool, see
         warmup=0.1,
     )
     with tempfile.TemporaryDirectory() as place:
-        trainer = Trainer(
+        trainer = quiet_trainer(
             max_steps=options.steps if examples is not None else 2 * options.steps,
             max_epochs=-1,
-            accelerator="cpu",
             default_root_dir=place,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            gradient_clip_val=1.0,
         )
         trainer.fit(module, data)
         (found,) = trainer.test(module, data, verbose=False)
