@@ -251,3 +251,12 @@ def test_nothing_of_a_teacher_is_in_checkpoint_or_optimizer(tmp_path: Path) -> N
     assert {id(p) for g in trainer.optimizers[0].param_groups for p in g["params"]} == {
         id(p) for p in module.network.parameters()
     }
+
+
+def test_what_is_wrapped_between_two_fits_is_found_where_it_is_now(tmp_path: Path) -> None:
+    module = lessons.distill("sequence_classification", losses=[RelationLoss()], hard_weight=0.0)
+    fit(module, lessons.data("sequence_classification", tmp_path))
+    lora = LoRACallback("low", rank=2, targets=["query", "key", "value"])
+    fit(module, lessons.data("sequence_classification", tmp_path), lora)
+    last = [p for n, p in module.named_parameters() if "lora_B" in n and "layer.1." in n]
+    assert last and all(p.abs().max() > 0 for p in last)
