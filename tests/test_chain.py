@@ -67,6 +67,11 @@ def test_each_stage_begins_from_what_the_one_before_exported(line, capsys):
     assert [spec["class_path"].rpartition(".")[2] for spec in last["lmkit"]["ledger"]] == [
         "LowRank"
     ]
+    assert [fit["module"] for fit in last["lmkit"]["history"]] == [
+        "SequenceClassificationModule",
+        "DistillationModule",
+        "SequenceClassificationModule",
+    ]
     assert (ROOT / "3-factors/exported/structure.json").is_file()
 
 
