@@ -30,8 +30,8 @@ def write_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
     """Write the entry `lmkit` of a checkpoint: plain data and tensors only.
 
     It holds the class, the network's config, name and fingerprint of the base, the ledger, the
-    fits before this one, the tokenizer's files, the seed, the gradients of an accumulation window that is not full, and
-    which adapters are active.
+    fits up to this one, the tokenizer's files, the seed, the gradients of an accumulation window
+    that is not full, and which adapters are active.
     """
     if is_folded(module.network):
         raise ValueError("the network is folded: unfold it before a checkpoint is written")

@@ -1,4 +1,4 @@
-"""Through which fits a network has gone: what a run finds in the export it begins from, and adds."""
+"""Which fits a network has gone through: those of the export that a run begins from, and its own."""
 
 from __future__ import annotations
 
