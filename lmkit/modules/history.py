@@ -1,4 +1,4 @@
-"""Which fits a network has gone through: those of the export that a run begins from, and its own."""
+"""Which fits a network has gone through: those of the export it begins from, and its own."""
 
 from __future__ import annotations
 
