@@ -133,10 +133,13 @@ def task_module(options: argparse.Namespace, model: Any, rate: float, **more: An
     return cls(model, learning_rate=rate, warmup=0.1, **more)
 
 
-def fit(module: Any, data: Any, folder: Path, **length: Any) -> tuple[Any, Clock]:
+def fit(
+    module: Any, data: Any, folder: Path, *callbacks: Any, **length: Any
+) -> tuple[Any, Clock]:
     """Train a module; returns the Trainer and the clock."""
     clock = Clock()
-    trainer = quiet_trainer(clock.of_lightning(), default_root_dir=str(folder), **length)
+    parts = (clock.of_lightning(), *callbacks)
+    trainer = quiet_trainer(*parts, default_root_dir=str(folder), **length)
     trainer.fit(module, data)
     return trainer, clock
 
