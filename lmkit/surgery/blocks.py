@@ -13,7 +13,7 @@ from .base import NothingMatchedError
 from .bottleneck import layer_width
 from .depth import layer_stacks
 
-__all__ = ["KINDS", "Block", "Writer", "find_blocks", "stack_paths"]
+__all__ = ["KINDS", "Block", "Writer", "find_blocks", "group_blocks", "stack_paths"]
 
 #: What a transformer layer is made of.
 KINDS = ("heads", "ffn")
@@ -143,7 +143,7 @@ def stack_paths(network: Any) -> dict[str, str]:
         parts = {"encoder": network.get_encoder(), "decoder": network.get_decoder()}
     paths = {}
     for stack, part in parts.items():
-        lists = [module for module in layer_stacks(part).values()]
+        lists = list(layer_stacks(part).values())
         names = [
             name
             for name, module in network.named_modules()
@@ -156,6 +156,15 @@ def stack_paths(network: Any) -> dict[str, str]:
             )
         paths[stack] = names[0]
     return paths
+
+
+def group_blocks(blocks: Sequence[Block]) -> list[list[Block]]:
+    """Put blocks together that must keep the same units."""
+    groups: dict[Any, list[Block]] = {}
+    for block in blocks:
+        key = (block.stack, block.place) if block.shared else block.reader
+        groups.setdefault(key, []).append(block)
+    return list(groups.values())
 
 
 def _blocks_of(

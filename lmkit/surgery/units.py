@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .blocks import KINDS, Block, find_blocks
+from .blocks import KINDS, find_blocks, group_blocks
+from .twins import check_blocks
 
 __all__ = ["Units", "find_units", "gate_units", "gated"]
 
@@ -54,7 +55,7 @@ def find_units(network: nn.Module, kinds: Sequence[str] = KINDS) -> list[Units]:
 
     Raises:
         NothingMatchedError: a layer has none of a kind that are known.
-        ValueError: there is no such kind, or the widths of the layers do not go together.
+        ValueError: there is no such kind, or more depends on the number of units than is known.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -63,6 +64,8 @@ def find_units(network: nn.Module, kinds: Sequence[str] = KINDS) -> list[Units]:
         >>> [(units.kind, units.count, units.width) for units in find_units(network)]
         [('heads', 2, 4), ('ffn', 16, 1)]
     """
+    blocks = find_blocks(network, kinds)
+    check_blocks(network, blocks)
     return [
         Units(
             kind=first.kind,
@@ -73,18 +76,9 @@ def find_units(network: nn.Module, kinds: Sequence[str] = KINDS) -> list[Units]:
             layer=first.layer,
             stack=first.stack,
         )
-        for group in group_blocks(find_blocks(network, kinds))
+        for group in group_blocks(blocks)
         for first in group[:1]
     ]
-
-
-def group_blocks(blocks: Sequence[Block]) -> list[list[Block]]:
-    """Put blocks together that must keep the same units."""
-    groups: dict[Any, list[Block]] = {}
-    for block in blocks:
-        key = (block.stack, block.place) if block.shared else block.reader
-        groups.setdefault(key, []).append(block)
-    return list(groups.values())
 
 
 def gate_units(
