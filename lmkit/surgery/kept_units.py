@@ -154,7 +154,7 @@ def _is_due(name: str, now: int, kept: Sequence[int], before: int | None) -> boo
         return True
     of = f"{before}" if before is not None else f"at least {kept[-1] + 1}"
     raise ValueError(
-        f"{name} has {now} units, and the surgery keeps {len(kept)} of {of}: the network was "
+        f"of {name} there are {now}, and the surgery keeps {len(kept)} of {of}: the network was "
         "pruned otherwise, or is another one; start anew from one that was not pruned, or from an "
         "export"
     )

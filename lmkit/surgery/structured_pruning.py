@@ -127,7 +127,8 @@ def removal(
     counts = {name: units[name] for name in kept if name in units}
     if layers is not None:
         check_layers(network, layers)
-        counts |= {word: len(stack) for word, (stack, _) in layers_to_keep(network, layers).items()}
+        stacks = {word: path for word, (path, _) in layers_to_keep(network, layers).items()}
+        counts |= {word: len(network.get_submodule(path)) for word, path in stacks.items()}
     if hidden is not None:
         counts["hidden"] = find_hidden(network).width
     made = RemoveUnits(kept, layers, hidden, chosen or {}, counts)
