@@ -88,7 +88,8 @@ def find_hidden(network: Any, blocks: Sequence[Block] | None = None) -> HiddenWi
     size = int(config.hidden_size)
     moved = following(network, hidden_settings(config, 2 * size), pinned)
     inner = {place for block in blocks for place in block_places(twin, block)}
-    places = moved.keys() - inner
+    # A network may have been built without a part that its class has, such as a pooler.
+    places = {place for place in moved.keys() - inner if place[0] in shapes}
     widths = {shapes[name][dim] for name, dim in places}
     if any(moved[place] != (size, 2 * size) for place in places) or len(widths) != 1:
         raise ValueError(

@@ -32,7 +32,7 @@ def say_in_config(network: Any) -> None:
     whole = [*heads, *([ffn | each for each in heads] if ffn is not None else [])]
     if any(_adopt(network, blocks, settings, "fh") for settings in whole):
         return
-    if ffn is not None:
+    if ffn is not None and not _adopt(network, blocks, {}, "f"):
         _adopt(network, blocks, ffn, "f")
     any(_adopt(network, blocks, settings, "h") for settings in heads)
 
@@ -123,6 +123,8 @@ def _adopt(network: Any, blocks: Sequence[Block], settings: Mapping[str, int], p
         theirs = find_blocks(twin)
     except Exception:  # transformers says in many ways that a config is not possible
         return False
+    if tensor_shapes(twin).keys() != tensor_shapes(plain_twin(network)).keys():
+        return False  # ELECTRA does without a layer where hidden size and embedding size are one
     inner = {p for b in theirs if b.kind == "ffn" for p in block_places(twin, b)}
     ours, made = _dimensions(network), _dimensions(twin)
     governed = [
