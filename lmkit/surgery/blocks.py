@@ -76,7 +76,9 @@ class _Layout(NamedTuple):
 _LAYOUTS: dict[str, tuple[_Layout, ...]] = {
     "heads": (
         _Layout(("self.query", "self.key", "self.value"), "output.dense", "self"),  # BERT and kin
-        _Layout(("attention.query", "attention.key", "attention.value"), "output.dense"),
+        _Layout(  # YOLOS and kin
+            ("attention.query", "attention.key", "attention.value"), "output.dense", "attention"
+        ),
         _Layout(("q_lin", "k_lin", "v_lin"), "out_lin"),  # DistilBERT
         _Layout(("q_proj", "k_proj", "v_proj"), "o_proj"),  # Llama and kin, ViT
         _Layout(("q_proj", "k_proj", "v_proj"), "out_proj"),  # BART

@@ -87,10 +87,16 @@ def layers_to_keep(network: Any, layers: Any) -> dict[str, tuple[str, list[int]]
 
     Returns:
         The dotted name of the list of layers, and the numbers; nothing of a stack that stays whole.
+
+    Raises:
+        ValueError: there is no such stack.
     """
     if layers is None:
         return {}
     paths = stack_paths(network)
+    if isinstance(layers, Mapping) and (unknown := layers.keys() - paths.keys()):
+        there = " and ".join(filter(None, paths)) or "one: give a list of numbers"
+        raise ValueError(f"layers names the stack {min(unknown)!r}; there is {there}")
     chosen = layers if isinstance(layers, Mapping) else dict.fromkeys(paths, layers)
     return {
         f"{stack} layers".strip(): (path, list(chosen[stack]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 from transformers import (
     AlbertConfig,
@@ -17,11 +18,15 @@ from transformers import (
     MistralForCausalLM,
     XLNetConfig,
     XLNetModel,
+    YolosConfig,
+    YolosModel,
 )
 
 from lmkit.surgery import NothingMatchedError
 from lmkit.surgery.blocks import find_blocks, group_blocks, stack_paths
-from tests.surgery.pruned import build
+from lmkit.surgery.structured_pruning import RemoveUnits
+from lmkit.surgery.units import find_units, gated
+from tests.surgery.pruned import build, masks, some
 
 _SIZES = {
     "hidden_size": 8,
@@ -96,3 +101,36 @@ def test_stacks_are_named() -> None:
         "encoder": "model.encoder.layers",
         "decoder": "model.decoder.layers",
     }
+
+
+def test_an_attention_within_an_attention_is_found_and_cut() -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = YolosConfig(**sizes, intermediate_size=24, image_size=[8, 8], patch_size=4)
+    torch.manual_seed(0)
+    network = YolosModel(config).double().eval()
+    images = {"pixel_values": torch.randn(1, 3, 8, 8, dtype=torch.float64)}
+    kept = some(find_units(network))
+    with torch.no_grad(), gated(network, masks(network, kept)):
+        wanted = network(**images).last_hidden_state
+    RemoveUnits(kept)(network)
+    with torch.no_grad():
+        found = network(**images).last_hidden_state
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+
+
+def test_attentions_across_are_cut_as_others() -> None:
+    """Heads of a decoder's attention to an encoder, which GPT-2 fuses in another way."""
+    small = {"n_embd": 8, "n_layer": 2, "n_head": 2, "vocab_size": 99, "n_positions": 16}
+    torch.manual_seed(0)
+    gpt2 = GPT2LMHeadModel(GPT2Config(**small, add_cross_attention=True))
+    bert = BertLMHeadModel(BertConfig(**_SIZES, is_decoder=True, add_cross_attention=True))
+    ids = torch.randint(5, 99, (1, 6))
+    given = {"input_ids": ids, "encoder_hidden_states": torch.randn(1, 5, 8).double()}
+    for network in (gpt2.double().eval(), bert.double().eval()):
+        kept = some(find_units(network))
+        assert any("cross" in name for name in kept)
+        with torch.no_grad(), gated(network, masks(network, kept)):
+            wanted = network(**given).logits
+        RemoveUnits(kept)(network)
+        with torch.no_grad():
+            torch.testing.assert_close(network(**given).logits, wanted, rtol=0, atol=1e-10)

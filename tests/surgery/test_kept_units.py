@@ -73,6 +73,10 @@ def test_layers_are_asked_for_by_stack() -> None:
     }
     assert list(layers_to_keep(t5, {"decoder": [0]})) == ["decoder layers"]
     assert layers_to_keep(t5, None) == {}
+    with pytest.raises(ValueError, match="the stack 'middle'; there is encoder and decoder"):
+        due(t5, {}, layers={"middle": [0]})
+    with pytest.raises(ValueError, match="the stack 'encoder'; there is one: give a list"):
+        due(build("bert"), {}, layers={"encoder": [0]})
 
 
 def test_a_network_half_of_which_is_done_is_refused() -> None:
