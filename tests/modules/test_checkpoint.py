@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import lmkit
 from lmkit.callbacks import TrainableOnlyCheckpoint
 from lmkit.modules import DistillationModule, LMModule, SequenceClassificationModule
 from lmkit.modules.teacher import teacher_shape
+from lmkit.surgery.layers import keep_layers
 from lmkit.surgery.lora import LoRA
 from lmkit.surgery.low_rank import LowRank, low_rank_layers
 from lmkit.surgery.selection import Selection
@@ -132,6 +134,28 @@ def test_a_ledger_that_changes_the_config_replays(name: str, tmp_path: Path) -> 
     third = make_module(tmp_path, model=str(folder))
     fit(tmp_path, third, Operate(later), ckpt_path=second)
     assert equal(lmkit.load(lmkit.export(third, tmp_path / "last")), third)
+
+
+@dataclass(frozen=True)
+class Shorten:
+    """A surgery from elsewhere, that changes the config and remembers nothing of it."""
+
+    layers: int
+
+    def __call__(self, network: Any) -> None:
+        if network.config.num_hidden_layers > self.layers:
+            keep_layers(network, list(range(self.layers)))
+
+
+def test_a_surgery_from_elsewhere_may_change_the_config(tmp_path: Path) -> None:
+    module = deep(tmp_path)
+    path = tmp_path / "a.ckpt"
+    last = RemoveUnits({f"{E}1.{FFN}": [0, 3]})
+    fit(tmp_path, module, Operate([Shorten(3), last]), max_steps=1).save_checkpoint(path)
+    entry = torch.load(path, weights_only=True)["lmkit"]
+    assert entry["config"]["num_hidden_layers"] == 4
+    assert entry["changed"] == {"num_hidden_layers": 3}
+    assert equal(lmkit.load(path), module)
 
 
 @pytest.mark.parametrize("name", ["uneven, fewer layers", "uneven, then LoRA", "hidden"])

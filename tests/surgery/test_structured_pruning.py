@@ -194,6 +194,18 @@ def test_layers_alone_may_be_of_an_architecture_whose_units_are_unknown() -> Non
         RemoveUnits({"layer.0.ff": [1]})(network)
 
 
+def test_what_modules_say_of_their_heads_follows() -> None:
+    """Some architectures ask their attention for it; with groups, for both numbers."""
+    network: Any = build("llama")
+    attention = network.model.layers[0].self_attn
+    attention.num_heads, attention.num_key_value_heads, attention.inner_dim = 4, 2, 16
+    RemoveUnits({"model.layers.0.self_attn.o_proj": [1]})(network)
+    assert (attention.num_heads, attention.num_key_value_heads, attention.inner_dim) == (2, 1, 8)
+    assert attention.num_key_value_groups == 2 and attention.head_dim == 4
+    RemoveUnits({"model.layers.0.mlp.down_proj": [1, 2]})(network)
+    assert network.model.layers[0].mlp.intermediate_size == 2
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
 def test_a_pruned_decoder_writes_with_its_cache_as_without(name: str) -> None:
     network = build(name, torch.float32)
