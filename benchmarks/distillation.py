@@ -3,8 +3,9 @@
 The MiniLM encoder is fine-tuned on TREC-6, SUBJ, small-fine-foods or WNUT-17: the teacher. The
 students have layers 0, 2 and 5 (`--layers`) of it, with its embeddings and its head, and train for
 equal steps: `hard` on the labels alone, the others on the teacher too. `plain` starts from the
-layers of the plain encoder, and `random` from none, both with logits. Accuracy is of the test set
-(entity F1 for WNUT-17), retention a share of the teacher's.
+layers of the plain encoder, and `random` from none, both with logits. `... of more` has also read
+`--copies` of each training text with words drawn anew, of which only the teacher says anything.
+Accuracy is of the test set (entity F1 for WNUT-17), retention a share of the teacher's.
 
 `--task speed` compares CPU seconds: student and teacher at 32 rows of 128 tokens; an epoch of the
 student alone, with a live teacher and with a cached one; a plain PyTorch loop that runs the teacher
@@ -17,6 +18,9 @@ in each step, as most scripts do; and, where it is installed, the distiller of T
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import random
 import statistics
 import tempfile
 import time
@@ -49,13 +53,18 @@ WAYS: dict[str, tuple[list[dict[str, Any]], float]] = {
     "logits+hidden": ([LOGITS, HIDDEN], 0.5),
     "logits+relations": ([LOGITS, RELATIONS], 0.5),
     "all": ([LOGITS, HIDDEN, RELATIONS], 0.5),
+    "logits of more": ([LOGITS], 0.5),
+    "logits+hidden of more": ([LOGITS, HIDDEN], 0.5),
     "plain": ([LOGITS], 0.5),
     "random": ([LOGITS], 0.5),
 }
 
 
-def data_of(options: argparse.Namespace, folder: Path, seed: int, model: str) -> Any:
-    """Make the data module of the task."""
+def data_of(
+    options: argparse.Namespace, folder: Path, seed: int, model: str, more: bool = False
+) -> Any:
+    """Make the data module of the task, perhaps with more texts that have no labels."""
+    unlabelled = drawn_anew(options, folder, seed) if more else None
     if options.task == "wnut":
         from measure import data_folder
         from token_classification import FILES
@@ -64,6 +73,7 @@ def data_of(options: argparse.Namespace, folder: Path, seed: int, model: str) ->
 
         return TokenClassificationDataModule(
             train_file=str(data_folder() / FILES["ner"][0]),
+            unlabelled_file=unlabelled,
             val_fraction=0,
             tokenizer=model,
             batch_size=options.rows,
@@ -76,6 +86,7 @@ def data_of(options: argparse.Namespace, folder: Path, seed: int, model: str) ->
     return SequenceClassificationDataModule(
         train_file=write_rows(folder / "train.csv", train),
         test_file=write_rows(folder / "test.csv", test),
+        unlabelled_file=unlabelled,
         val_fraction=0,
         tokenizer=model,
         max_length=128,
@@ -84,6 +95,34 @@ def data_of(options: argparse.Namespace, folder: Path, seed: int, model: str) ->
         seed=seed,
         cache_dir=str(folder / "cache"),
     )
+
+
+def drawn_anew(options: argparse.Namespace, folder: Path, seed: int) -> str:
+    """Write copies of the training texts in which some words are drawn anew; return the file.
+
+    Each word is left out in one case of ten, and is another word of the training set in two, drawn
+    as often as it stands there.
+    """
+    if options.task == "wnut":
+        from token_classification import read
+
+        texts = read("ner", 0).words
+    else:
+        texts = [text.split() for text, _ in rows_of(options.task)[0]]
+    words = [word for text in texts for word in text]
+    draw = random.Random(seed)
+    path = folder / f"more-{seed}-{options.copies}.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for text in texts * options.copies:
+            made = []
+            for word in text:
+                place = draw.random()
+                if place > 0.1:
+                    made.append(draw.choice(words) if place < 0.3 else word)
+            made = made or text
+            row = {"tokens": made} if options.task == "wnut" else {"text": " ".join(made)}
+            file.write(json.dumps(row) + "\n")
+    return str(path)
 
 
 def task_module(options: argparse.Namespace, model: Any, rate: float, **more: Any) -> Any:
@@ -113,17 +152,22 @@ def score_of(options: argparse.Namespace, trainer: Any, module: Any, data: Any) 
 
 
 def teach(options: argparse.Namespace, folder: Path, seed: int) -> tuple[str, float]:
-    """Fine-tune the teacher, and return its folder and score."""
+    """Fine-tune the teacher, and return its folder and score; one that was kept is read."""
     import lmkit
 
+    kept = options.keep and options.keep / f"{options.task}-{seed}"
+    if kept and (kept / "score.json").exists():
+        return str(kept), float(json.loads((kept / "score.json").read_text()))
     epochs, _, rate, _ = TASKS[options.task]
     seed_everything(seed)
     start = encoder_folder()
     module, data = task_module(options, start, rate), data_of(options, folder, seed, start)
     trainer, _ = fit(module, data, folder, **length_of(options, epochs))
     score = score_of(options, trainer, module, data)
-    lmkit.export(module, folder / "teacher", overwrite=True)
-    return str(folder / "teacher"), score
+    made = lmkit.export(module, kept or folder / "teacher", overwrite=True)
+    if kept:
+        (kept / "score.json").write_text(json.dumps(score))
+    return str(made), score
 
 
 def length_of(options: argparse.Namespace, epochs: int) -> dict[str, int]:
@@ -152,8 +196,17 @@ def learn(
         student_layers=options.layers,
         cache=bool(losses),
     )
-    data = data_of(options, folder, seed, teacher)
-    trainer, clock = fit(module, data, folder, **length_of(options, epochs))
+    data = data_of(options, folder, seed, teacher, more=way.endswith(" of more"))
+    if way.endswith(" of more") and options.steps < 0:
+        # As many steps as the others, in fewer epochs over more texts.
+        data.prepare_data()
+        data.setup("fit")
+        texts = data.row_count("train")
+        own = texts // (1 + options.copies)
+        length = {"max_steps": epochs * math.ceil(own / options.rows)}
+    else:
+        length = length_of(options, epochs)
+    trainer, clock = fit(module, data, folder, **length)
     score = score_of(options, trainer, module, data)
     return {"score": score, "cpu_s": clock.seconds}
 
@@ -322,6 +375,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of the students; by task without it")
     parser.add_argument("--learning-rate", type=float, help="of the students; by task without it")
     parser.add_argument("--steps", type=int, default=-1, help="ends each run before its epochs do")
+    parser.add_argument("--copies", type=int, default=2, help="of each text, of `... of more`")
+    parser.add_argument("--keep", type=Path, help="a folder where teachers are kept and found")
     parser.add_argument("--rows", type=int, default=16, help="examples to a step")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=3, help="of --task speed")

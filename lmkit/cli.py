@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .__about__ import __version__
+from .chain import has_stages, read_chain
+from .cli_recipes import find_recipe, headline, nearest, recipes, resolve_configs
 
 __all__ = ["find_recipe", "main", "recipes"]
 
@@ -47,8 +48,6 @@ _PLAIN = (
 #: Exit codes: of a run that failed, of a wrong command line or config, of Ctrl-C.
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 
-RECIPES = Path(__file__).parent / "recipes"
-
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -69,45 +68,18 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     command = COMMANDS.get(words[0])
     if command is None:
-        return _complain(f"there is no command {words[0]!r}{_nearest(words[0], COMMANDS)}")
+        return _complain(f"there is no command {words[0]!r}{nearest(words[0], COMMANDS)}")
     try:
         return command(words)
     except SystemExit as stop:  # a parser has printed its help or its error
         return stop.code if isinstance(stop.code, int) else FAILED if stop.code else 0
 
 
-def recipes() -> dict[str, Path]:
-    """Return the packaged recipes: files by word."""
-    return {path.stem: path for path in sorted(RECIPES.rglob("*.yaml"))}
-
-
-def find_recipe(word: str) -> Path:
-    """Find a config file by its path, or a packaged recipe by its word.
-
-    Raises:
-        FileNotFoundError: there is neither; names the nearest recipe.
-
-    Example:
-        >>> find_recipe("masked_lm").name
-        'masked_lm.yaml'
-    """
-    path = Path(word)
-    if path.is_file():
-        return path
-    if path.suffix or len(path.parts) > 1:
-        raise FileNotFoundError(f"there is no config file {word}")
-    known = recipes()
-    if word not in known:
-        raise FileNotFoundError(
-            f"there is no file and no recipe {word!r}{_nearest(word, known)} "
-            "(lmkit recipes lists all)"
-        )
-    return known[word]
-
-
 def _train(words: list[str]) -> int:
     def build() -> Callable[[], int]:
-        arguments, name = _resolve_configs(words)
+        arguments, name, configs = resolve_configs(words)
+        if chains := [path for path in configs if has_stages(path)]:
+            return _chain(words[0], arguments, chains[0], len(configs))
         tuned = _take_switch(arguments, "--cpu_tuning", default=words[0] == "fit")
         if tuned:
             from .launcher import tune_process
@@ -119,6 +91,21 @@ def _train(words: list[str]) -> int:
 
     # What fails before the start is the fault of the command line or the config.
     return _guard(build, WRONG)
+
+
+def _chain(command: str, arguments: list[str], path: Path, configs: int) -> Callable[[], int]:
+    """Return what runs a chain of stages."""
+    if command != "fit":
+        raise ValueError(
+            f"{path} is a chain of stages, which is fit; lmkit {command} is for one of them, with "
+            "-c STAGE_FOLDER/config.yaml"
+        )
+    if configs > 1:
+        raise ValueError(f"{path} is a chain of stages, and takes no other config beside it")
+    chain = read_chain(path)
+    rest = [word for word in arguments[1:] if word not in ("-c", "--config", str(path))]
+    rest = [word for word in rest if word not in (f"-c={path}", f"--config={path}")]
+    return chain.planned(rest, main)
 
 
 def _export(words: list[str]) -> int:
@@ -177,7 +164,7 @@ def _list_recipes(words: list[str]) -> int:
         else:
             known = recipes()
             width = max(map(len, known), default=0)
-            text = "".join(f"{w:<{width}}  {_headline(p)}\n" for w, p in known.items())
+            text = "".join(f"{w:<{width}}  {headline(p)}\n" for w, p in known.items())
             text += "\nlmkit recipes WORD prints one; lmkit fit -c WORD runs it\n"
         _out(text)
         return lambda: 0
@@ -206,24 +193,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
-def _resolve_configs(words: list[str]) -> tuple[list[str], str | None]:
-    """Replace the words of recipes by their files; return the first one's word too."""
-    resolved, name = list(words), None
-    for place, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        if option not in ("-c", "--config"):
-            continue
-        if not equals:
-            place, value = place + 1, words[place + 1] if place + 1 < len(words) else ""
-            if not value:
-                raise ValueError(f"{option} needs a config file or the word of a recipe")
-        path = find_recipe(value)
-        _check_yaml(path)
-        resolved[place] = f"{option}={path}" if equals else str(path)
-        name = name or path.stem
-    return resolved, name
-
-
 def _take_switch(words: list[str], option: str, default: bool) -> bool:
     """Take an option out of the words that has to be known before torch is there."""
     value = default
@@ -234,20 +203,6 @@ def _take_switch(words: list[str], option: str, default: bool) -> bool:
         value = given == "true"
         words.remove(word)
     return value
-
-
-def _check_yaml(path: Path) -> None:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ValueError(f"{path}, line {line}: this is no YAML: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold settings such as 'model:' and 'data:'")
 
 
 def _guard(build: Callable[[], Callable[[], int]], code: int) -> int:
@@ -275,16 +230,6 @@ def _is_for_users(error: Exception) -> bool:
     # Lightning's own class for wrong settings is known by its name: to import it takes seconds.
     is_lightnings = any(c.__name__ == "MisconfigurationException" for c in type(error).__mro__)
     return isinstance(error, ValueError | OSError | ImportError) or is_lightnings
-
-
-def _headline(path: Path) -> str:
-    with path.open(encoding="utf-8") as file:
-        return file.readline().removeprefix("#").strip()
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
 
 
 def _quieten() -> None:

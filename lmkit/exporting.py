@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 from .adapters import write_adapter
 from .adapters.ownership import check_module
-from .adapters.stored import NOTE, unmerged
+from .adapters.stored import unmerged
 from .loading import load
 from .modules import LMModule
+from .modules.history import NOTE, history_of
 from .modules.network import usable_positions
 from .onnx_file import require_onnx, write_onnx
 from .surgery.composition import active_adapters, adapters_of
@@ -212,4 +213,5 @@ def _write_note(module: LMModule, folder: Path) -> None:
     task = module.task_module
     settings = {k: v for k, v in task.hparams.items() if k not in ("model", "pretrained")}
     said = {"module": type(task).__name__, "settings": settings, **known}
+    said["history"] = history_of(module)
     note.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")

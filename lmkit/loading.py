@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from . import modules
-from .adapters.stored import NOTE, how_to_add
+from .adapters.stored import how_to_add
 from .modules import (
     CausalLMModule,
     LMModule,
@@ -24,6 +24,7 @@ from .modules import (
     SequenceClassificationModule,
     TokenClassificationModule,
 )
+from .modules.history import NOTE
 from .tokenization import load_tokenizer
 
 __all__ = ["load"]

@@ -42,12 +42,14 @@ LAYERS: dict[str, set[str]] = {
 
 #: Layers above all others: they may import anything, and only each other may import them.
 TOP = {
+    "chain",
     "cli",
     "cli_callbacks",
     "cli_checkpoint",
     "cli_config",
     "cli_parser",
     "cli_noise",
+    "cli_recipes",
     "lightning_cli",
     "launcher",
     "quickstart",
@@ -65,7 +67,15 @@ FORBIDDEN: dict[str, set[str]] = {
 }
 
 #: Slow libraries that these files may import only inside a function, so that `--help` is quick.
-LIGHT = ("__init__.py", "__about__.py", "__main__.py", "cli.py", "launcher.py")
+LIGHT = (
+    "__init__.py",
+    "__about__.py",
+    "__main__.py",
+    "chain.py",
+    "cli.py",
+    "cli_recipes.py",
+    "launcher.py",
+)
 SLOW = {"torch", "lightning", "pytorch_lightning", "transformers", "datasets", "torchmetrics"}
 
 #: The suffix that says what a public class of the folder is.

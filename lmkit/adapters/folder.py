@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..modules import LMModule
 from ..modules.frozen_base import as_in_base, mark
+from ..modules.history import NOTE
 from ..surgery import from_spec, to_spec
 from ..surgery.adapter_state import adapter_tensors, other_tensors
 from ..surgery.composition import active_adapters
@@ -28,7 +29,7 @@ from ..surgery.prompt_tuning import PromptTuning
 from ..surgery.sites import base_name
 from ..surgery.tuning import head_parameters
 from .ownership import check_module
-from .stored import NOTE, WEIGHTS, choose, named_surgeries, surgeries_of_base
+from .stored import WEIGHTS, choose, named_surgeries, surgeries_of_base
 
 __all__ = ["write_adapter"]
 

@@ -16,13 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from ..modules import LMModule
 from ..modules.checkpoint_io import read_checkpoint
 from ..modules.checks import check_same
+from ..modules.history import NOTE
 from ..surgery import from_spec
 from ..surgery.adapter_state import adapter_tensors, other_tensors, place_of
 from ..surgery.peft_folder import read_peft_folder
 from ..tokenization import load_tokenizer, tokenizer_from_files
 
 __all__ = [
-    "NOTE",
     "WEIGHTS",
     "StoredAdapter",
     "choose",
@@ -34,8 +34,8 @@ __all__ = [
     "unmerged",
 ]
 
-#: Of a folder: what lmkit notes of it, and the weights of an adapter that peft does not know.
-NOTE, WEIGHTS = "lmkit.json", "adapter.safetensors"
+#: Of a folder: the weights of an adapter that peft does not know.
+WEIGHTS = "adapter.safetensors"
 
 _KINDS = ("LoRA", "IA3", "Adapter", "PromptTuning", "PrefixTuning")
 # What changes the layers of the base; the first is undone with the adapters when all is merged.

@@ -12,6 +12,7 @@ from ..types import Surgery
 from .checkpoint_io import write_atomically
 from .checks import check_data, warn_of_script
 from .frozen_base import decided_settings, describe_base, leaves_out, marks_kept
+from .history import read_history
 from .speed import set_dropout
 from .step_log import make_metrics
 
@@ -34,6 +35,8 @@ def assemble(module: LMModule) -> None:
     if module.hparams["dropout"] is not None:
         set_dropout(network, module.hparams["dropout"])
     module.network, module.base = network, module.base | describe_base(network, loaded)
+    if earlier := read_history(named, pretrained):
+        module.base["history"] = earlier
     module.metrics = make_metrics(module)
 
 
@@ -57,6 +60,7 @@ def check_run(module: LMModule, stage: str) -> None:
     module.tokenizer = getattr(datamodule, "tokenizer", None) or module.tokenizer
     module._speed.set_up(module)
     if stage == "fit":
+        module.base["fit"] = True
         # A module that was loaded to be used is in eval mode, and Lightning would keep it so.
         module.train()
         module.trainable_only = leaves_out(module.trainer)

@@ -17,6 +17,7 @@ from ..tokenization import tokenizer_from_files, tokenizer_to_files
 from .checkpoint_io import read_checkpoint
 from .checks import check_same, check_tokenizer
 from .frozen_base import complete, leave_out, on_base_of, take_head
+from .history import history_of
 from .resume import pending_gradients, rewind_unfinished
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ def write_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
     """Write the entry `lmkit` of a checkpoint: plain data and tensors only.
 
     It holds the class, the network's config as it was before the ledger's surgeries and what these
-    have changed in it, name and fingerprint of the base, the ledger, the tokenizer's files, the
-    seed, the gradients of an accumulation window that is not full, and which adapters are active.
+    have changed in it, name and fingerprint of the base, the ledger, the fits up to this one, the
+    tokenizer's files, the seed, the gradients of an accumulation window that is not full, and
+    which adapters are active.
     """
     if is_folded(module.network):
         raise ValueError("the network is folded: unfold it before a checkpoint is written")
@@ -44,6 +46,7 @@ def write_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
         "base": dict(module.base),
         "weights": sum(key.startswith("network.") for key in module.state_dict()),
         "ledger": module.ledger,
+        "history": history_of(module),
         "tokenizer": tokenizer_to_files(module.tokenizer) if module.tokenizer else None,
         "pending": {"seed": module.seed, "gradients": gradients, "window": window.cpu()},
     }

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    CamembertConfig,
+    CamembertForMaskedLM,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+)
 
 from lmkit.surgery.hidden_width import find_hidden, hidden_settings, masked_hidden
 from lmkit.surgery.low_rank import LowRank
@@ -42,6 +49,19 @@ def test_what_is_left_computes_what_the_masked_network_computes(name: str) -> No
             assert (whole - wanted).abs().max() > 1e-2 * scale, "the dimensions do something"
             assert max(gap) <= bound * scale, way
             assert torch.equal(said(network), whole), "the masks are gone"
+
+
+@pytest.mark.parametrize(
+    ("cls", "config"),
+    [(XLMRobertaForMaskedLM, XLMRobertaConfig), (CamembertForMaskedLM, CamembertConfig)],
+)
+def test_the_kin_of_roberta_is_known(cls: Any, config: Any) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
+    network = cls(config(**sizes, intermediate_size=24, max_position_embeddings=66)).double().eval()
+    with masked_hidden(network, KEPT):
+        wanted = said(network)
+    RemoveUnits({}, hidden=KEPT)(network)
+    torch.testing.assert_close(said(network), wanted, rtol=0, atol=1e-10)
 
 
 def test_the_norms_look_at_what_is_kept_alone() -> None:

@@ -1,0 +1,137 @@
+"""Stages that are fit in turn: what each begins from, going on, options, and bad chains."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lmkit.chain import has_stages, read_chain
+from tests import task_files
+from tests.test_recipes import FAST, encoder
+from tests.tiny_run import checkpoint, lmkit
+
+STAGES: dict[str, Any] = {
+    "teacher": {"config": "sequence_classification"},
+    "distil": {
+        "config": "distillation",
+        "options": {
+            "model.teacher": "{teacher}",
+            "model.student.model": "{teacher}",
+            "model.student_layers": [0],
+        },
+        "checkpoint": "last",
+    },
+    "factors": {
+        "config": "low_rank",
+        "options": {
+            "model.model": "{distil}",
+            "trainer.callbacks.LowRankCallback.calibration_batches": 1,
+        },
+    },
+}
+ROOT = Path("runs/chain")
+
+
+def write(stages: Any = None, **more: Any) -> Path:
+    """Write a chain to the working directory."""
+    path = Path("chain.yaml")
+    path.write_text(yaml.safe_dump({"stages": stages or STAGES, **more}, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> str:
+    """The command of a tiny chain."""
+    named = " ".join(f"--data.{k}={v}" for k, v in task_files.labelled_texts(tmp_path).items())
+    model = encoder(tmp_path / "model")
+    return f"fit -c {write()} {FAST} {named} --data.max_length=32 --teacher.model.model={model}"
+
+
+def test_each_stage_begins_from_what_the_one_before_exported(line, capsys):
+    assert lmkit(line) == 0
+    assert "stage 3 of 3, factors" in capsys.readouterr().out
+    folders = ["1-teacher", "2-distil", "3-factors"]
+    assert [path.name for path in sorted(ROOT.iterdir())] == folders
+    layers = [
+        json.loads((ROOT / name / "exported/config.json").read_text())["num_hidden_layers"]
+        for name in folders
+    ]
+    assert layers == [2, 1, 1]
+    last = checkpoint(str(ROOT / "3-factors"))
+    assert last["hyper_parameters"]["model"] == str(ROOT / "2-distil/exported")
+    assert [spec["class_path"].rpartition(".")[2] for spec in last["lmkit"]["ledger"]] == [
+        "LowRank"
+    ]
+    assert [fit["module"] for fit in last["lmkit"]["history"]] == [
+        "SequenceClassificationModule",
+        "DistillationModule",
+        "SequenceClassificationModule",
+    ]
+    assert (ROOT / "3-factors/exported/structure.json").is_file()
+
+
+def test_a_chain_goes_on_with_the_stage_that_was_not_done(line, capsys):
+    # The second stage does not begin: its layers are not there.
+    assert lmkit(f"{line} --distil.model.student_layers=[7]") > 0
+    assert not (ROOT / "3-factors").exists()
+    before = (ROOT / "1-teacher/checkpoints/last.ckpt").read_bytes()
+    assert lmkit(line) == 2
+    assert "--ckpt_path last goes on" in capsys.readouterr().err
+    assert lmkit(f"{line} --ckpt_path last") == 0
+    assert "teacher: done before" in capsys.readouterr().out
+    assert (ROOT / "1-teacher/checkpoints/last.ckpt").read_bytes() == before
+    assert lmkit(f"{line} --ckpt_path=last") == 0
+    assert capsys.readouterr().out.count("done before") == 3
+
+
+def test_a_stage_that_was_done_with_other_options_is_not_taken_for_done(line, capsys):
+    assert lmkit(line) == 0
+    assert lmkit(f"{line} --ckpt_path last --distil.model.hard_weight=0.9") == 2
+    said = capsys.readouterr().err
+    assert "stage distil was done with other options (--model.hard_weight=0.9)" in said
+
+
+def test_an_unfinished_stage_goes_on_from_its_last_checkpoint(line, capsys):
+    assert lmkit(line) == 0
+    # As a stage that was stopped behind its last checkpoint, before it was exported.
+    (ROOT / "2-distil/stage.json").unlink()
+    assert lmkit(f"{line} --ckpt_path last --distil.trainer.max_steps=6") == 2
+    assert "3-factors is of a chain in which the stage distil was done" in capsys.readouterr().err
+    shutil.rmtree(ROOT / "3-factors")
+    assert lmkit(f"{line} --ckpt_path last --distil.trainer.max_steps=6") == 0
+    assert checkpoint(str(ROOT / "2-distil"))["global_step"] == 6
+
+
+def test_only_a_fit_takes_stages(tmp_path, capsys):
+    write()
+    assert lmkit("test -c chain.yaml") == 2
+    assert "chain of stages, which is fit" in capsys.readouterr().err
+    assert lmkit("fit -c chain.yaml -c low_rank") == 2
+    assert "takes no other config" in capsys.readouterr().err
+    assert lmkit("fit -c chain.yaml --ckpt_path some.ckpt") == 2
+    assert "can be last alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stages", "more", "match"),
+    [
+        (["distillation"], {}, "must be a mapping"),
+        ({"a": {"options": {}}}, {}, "needs a config"),
+        ({"a": {"config": "x", "option": {}}}, {}, "did you mean 'options'"),
+        ({"a b": {"config": "x"}}, {}, "named by a word"),
+        ({"model": {"config": "x"}}, {}, "named by a word"),
+        ({"a": {"config": "x", "checkpoint": "first"}}, {}, "must be best or last"),
+        ({"a": {"config": "x", "options": {"m": "{b}"}}, "b": {"config": "x"}}, {}, "before it"),
+        ({"a": {"config": "x"}}, {"model": {}}, "can be nothing, got 'model'"),
+    ],
+)
+def test_a_bad_chain_is_refused(stages, more, match):
+    path = write(stages, **more)
+    assert has_stages(path)
+    with pytest.raises(ValueError, match=match):
+        read_chain(path)
