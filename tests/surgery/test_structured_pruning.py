@@ -264,6 +264,20 @@ def test_what_cannot_be_cut_is_refused_and_nothing_has_changed() -> None:
         assert all(torch.equal(t, state[n]) for n, t in now.items())
 
 
+def test_a_prefix_is_for_the_heads_that_the_config_says() -> None:
+    pytest.importorskip("peft")
+    from lmkit.surgery.prefix_tuning import PrefixTuning
+
+    network = build("bert", torch.float32)
+    RemoveUnits({f"{BERT}attention.output.dense": [1]})(network)
+    with pytest.raises(ValueError, match="heads that the config says, and its layers have 1 or 4"):
+        PrefixTuning()(network)
+    fewer = build("llama", torch.float32)
+    RemoveUnits(same(find_units(fewer), 1, 7))(fewer)
+    PrefixTuning()(fewer)
+    assert said(fewer).isfinite().all()
+
+
 def test_what_is_wrapped_elsewhere_does_not_matter() -> None:
     pytest.importorskip("peft")
     from lmkit.surgery.lora import LoRA
