@@ -24,6 +24,7 @@ from .onnx_file import require_onnx, write_onnx
 from .surgery.composition import active_adapters, adapters_of
 from .surgery.folding import check_mergeable
 from .surgery.folding import merge as merge_into_base
+from .surgery.plain_config import unsaid
 from .surgery.structure_folder import STRUCTURE, structural_specs, write_structure
 
 __all__ = ["FORMATS", "check_export", "export"]
@@ -117,10 +118,11 @@ def export(
             shutil.rmtree(target) if target.is_dir() else target.unlink()
         folder.replace(target)
     if not adapter and specs and format == "hf":
+        widths = unsaid(network)
+        how = widths[0] if widths else "merge=True (--merge) makes a plain folder, of dense layers"
         rank_zero_info(
             f"{target} has a {STRUCTURE}: lmkit.load reads it, and plain transformers refuses it, "
-            "since no config can say its layers. merge=True (--merge) makes a plain folder, with "
-            "dense layers"
+            f"since no config can say its layers: {how}"
         )
     return target
 
@@ -147,7 +149,7 @@ def check_export(module: LMModule, merge: bool = False, plain: bool = False) -> 
     if merge:
         check_mergeable(module.network)
     elif plain:
-        _check_plain(structural_specs(module.network, module.ledger))
+        _check_plain(module.network, structural_specs(module.network, module.ledger))
 
 
 def _network(
@@ -171,17 +173,19 @@ def _network(
         return network, []
     specs = structural_specs(network, unmerged(module.ledger) if merge else module.ledger)
     if plain:
-        _check_plain(specs)
+        _check_plain(network, specs)
     return network, specs
 
 
-def _check_plain(specs: list[dict[str, Any]]) -> None:
+def _check_plain(network: PreTrainedModel, specs: list[dict[str, Any]]) -> None:
     if specs:
         kinds = ", ".join(dict.fromkeys(spec["class_path"].rpartition(".")[2] for spec in specs))
+        widths = unsaid(network)
+        why = f"a config has no words for it{f' ({widths[0]})' if widths else ''}"
+        merge = "" if widths else "merge=True (--merge) makes low-rank layers dense; "
         raise ValueError(
-            f"plain transformers cannot express this structure, which was changed by {kinds}: a "
-            "config has no words for it. merge=True (--merge) makes low-rank layers dense; without "
-            "plain the folder gets a structure.json, which lmkit.load reads"
+            f"plain transformers cannot express this structure, which was changed by {kinds}: "
+            f"{why}. {merge}without plain the folder gets a structure.json, which lmkit.load reads"
         )
 
 

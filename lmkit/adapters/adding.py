@@ -170,8 +170,8 @@ def _check_base(module: LMModule, stored: StoredAdapter) -> bool:
     if stored.structure != surgeries_of_base(module.ledger):
         whose = "the adapter was trained on" if stored.structure else "this module has"
         raise ValueError(
-            f"the adapter in {stored.where} is for other layers: {whose} low-rank ones, which are "
-            "another base; put it on a module with the same"
+            f"the adapter in {stored.where} is for other layers: {whose} low-rank ones "
+            "or pruned ones, which are another base; put it on a module with the same"
         )
     own = other_tensors(dict(network.named_parameters(remove_duplicate=False)))
     apart = {*own_head(module), *stored.fresh, *stored.changed, *_changed(network)}

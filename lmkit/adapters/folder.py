@@ -64,9 +64,9 @@ def write_adapter(
         raise ValueError("the module is folded: unfold_adapters(module) first")
     if surgeries_of_base(module.ledger):
         raise ValueError(
-            "the adapter was trained on low-rank layers, and computes something else on the base "
-            "that its folder would name; export the model with merge=True (--merge), or keep the "
-            "checkpoint"
+            "the adapter was trained on low-rank layers or pruned ones, and computes another thing "
+            "on the base that its folder would name; export the model with merge=True (--merge), "
+            "or keep the checkpoint"
         )
     known = named_surgeries(module.ledger)
     chosen = choose(known, active_adapters(network), name)

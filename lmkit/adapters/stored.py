@@ -38,8 +38,9 @@ __all__ = [
 WEIGHTS = "adapter.safetensors"
 
 _KINDS = ("LoRA", "IA3", "Adapter", "PromptTuning", "PrefixTuning")
-# What changes the layers of the base, and is undone with the adapters when all is merged.
-_OF_BASE = ("LowRank",)
+# What changes the layers of the base; the first is undone with the adapters when all is merged.
+_MERGED = ("LowRank",)
+_OF_BASE = (*_MERGED, "RemoveUnits")
 
 
 @dataclass
@@ -119,13 +120,13 @@ def named_surgeries(ledger: Iterable[Mapping[str, Any]]) -> dict[str, list[Mappi
 
 
 def surgeries_of_base(ledger: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the entries of a ledger that change the layers of the base, such as `LowRank`."""
+    """Return the entries of a ledger that change the layers of the base: low rank, removal."""
     return [dict(spec) for spec in ledger if _kind(spec) in _OF_BASE]
 
 
 def unmerged(ledger: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return what is left of a ledger when a network was merged."""
-    gone = (*_KINDS, "AdapterFusion", *_OF_BASE)
+    gone = (*_KINDS, "AdapterFusion", *_MERGED)
     return [dict(spec) for spec in ledger if _kind(spec) not in gone]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..surgery import to_spec
+from ..surgery.config_history import config_remembered
 from ..surgery.structure_folder import saved_surgeries
 from ..surgery.tuning import thaw
 from ..types import Surgery
@@ -44,7 +45,7 @@ def perform(module: LMModule, surgery: Surgery) -> None:
     spec = to_spec(surgery)
     if spec in module._ledger:
         return
-    with marks_kept(module):
+    with marks_kept(module), config_remembered(module.network):
         surgery(module.network)
     warn_of_script(spec["class_path"])
     module._ledger.append(spec)

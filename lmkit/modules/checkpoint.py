@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from ..surgery import from_spec
 from ..surgery.composition import active_adapters, adapters_of, use_adapters
+from ..surgery.config_history import original_config, settings_now
 from ..surgery.folding import is_folded
 from ..surgery.tuning import thaw
 from ..tokenization import tokenizer_from_files, tokenizer_to_files
@@ -29,9 +29,10 @@ __all__ = ["read_entry", "standalone", "write_entry"]
 def write_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
     """Write the entry `lmkit` of a checkpoint: plain data and tensors only.
 
-    It holds the class, the network's config, name and fingerprint of the base, the ledger, the
-    fits up to this one, the tokenizer's files, the seed, the gradients of an accumulation window
-    that is not full, and which adapters are active.
+    It holds the class, the network's config as it was before the ledger's surgeries and what these
+    have changed in it, name and fingerprint of the base, the ledger, the fits up to this one, the
+    tokenizer's files, the seed, the gradients of an accumulation window that is not full, and
+    which adapters are active.
     """
     if is_folded(module.network):
         raise ValueError("the network is folded: unfold it before a checkpoint is written")
@@ -41,7 +42,7 @@ def write_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
     window = trainer.strategy.reduce(module.item_mean.window.clone(), reduce_op="mean")
     checkpoint["lmkit"] = {
         "class": f"{type(module).__module__}:{type(module).__qualname__}",
-        "config": json.loads(module.network.config.to_json_string(use_diff=False)),
+        "config": original_config(module.network),
         "base": dict(module.base),
         "weights": sum(key.startswith("network.") for key in module.state_dict()),
         "ledger": module.ledger,
@@ -49,6 +50,8 @@ def write_entry(module: LMModule, checkpoint: dict[str, Any]) -> None:
         "tokenizer": tokenizer_to_files(module.tokenizer) if module.tokenizer else None,
         "pending": {"seed": module.seed, "gradients": gradients, "window": window.cpu()},
     }
+    if changed := settings_now(module.network):
+        checkpoint["lmkit"]["changed"] = changed
     if adapters_of(module.network):
         checkpoint["lmkit"]["adapters"] = active_adapters(module.network)
     if module.trainable_only:

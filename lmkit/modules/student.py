@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..functional.layer_map import spread_layers
 from ..surgery.layers import keep_layers
+from ..surgery.structured_pruning import removal
 from .base import LMModule
 from .captures import depth_of
 from .frozen_base import describe_base
@@ -96,16 +97,24 @@ def build_student(module: LMModule, task: LMModule, layers: Any) -> None:
     task._trainer, task.tokenizer = module._trainer, module.tokenizer or task.tokenizer
     task.hparams.update({name: module.hparams[name] for name in ("model", "pretrained")})
     task.configure_model()
-    module.base, module._ledger = task.base, task.ledger
     if layers is not None:
         try:
-            keep_layers(task.network, _layers_to_keep(task.network, layers))
+            _cut_down(task, _layers_to_keep(task.network, layers))
         except ValueError as error:
             raise ValueError(f"student_layers={layers!r}: {error}") from error
-        if "fresh" in task.base:
-            loaded = set(task.network.state_dict()) - set(task.base["fresh"])
-            module.base = task.base | describe_base(task.network, loaded)
+    module.base, module._ledger = task.base, task.ledger
     module.network, module.tokenizer = task.network, task.tokenizer
+
+
+def _cut_down(task: LMModule, kept: Any) -> None:
+    """Keep some layers; of a model that surgeries have made, as one more of these."""
+    if task.ledger:
+        task.operate(removal(task.network, {}, kept))
+        return
+    keep_layers(task.network, kept)
+    if "fresh" in task.base:
+        loaded = set(task.network.state_dict()) - set(task.base["fresh"])
+        task.base = task.base | describe_base(task.network, loaded)
 
 
 def _layers_to_keep(network: PreTrainedModel, layers: Any) -> Any:

@@ -179,7 +179,7 @@ def teacher_shape(name: str, student: LMModule) -> TeacherShape:
             entry = dict(read_checkpoint(name, mmap=True)["lmkit"])
         except (FileNotFoundError, KeyError) as error:
             raise ValueError(f"there is no teacher at {name}, or none of lmkit") from error
-        config = AutoConfig.for_model(**entry["config"])
+        config = AutoConfig.for_model(**(entry["config"] | entry.get("changed", {})))
     else:
         config = named_config(name)
     with torch.device("meta"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .depth import layer_stacks
+from .twins import plain_twin, tensor_shapes
 
-__all__ = ["keep_layers"]
+__all__ = ["check_layers", "keep_layers"]
 
 # How a config counts the layers of both stacks of an encoder-decoder, by what counts the encoder's.
 _DECODER_COUNTS = {"num_layers": "num_decoder_layers", "encoder_layers": "decoder_layers"}
@@ -41,6 +41,32 @@ def keep_layers(network: PreTrainedModel, layers: Sequence[int] | Mapping[str, A
         >>> len(network.encoder.layer), network.config.num_hidden_layers
         (2, 2)
     """
+    check_layers(network, layers)
+    _keep(network, layers)
+
+
+def check_layers(network: PreTrainedModel, layers: Sequence[int] | Mapping[str, Any]) -> None:
+    """Check that a network can go on with some of its layers, without changing anything.
+
+    What other surgeries have made of the widths of the layers does not matter.
+
+    Args:
+        network: as `keep_layers` takes it.
+        layers: which to keep.
+
+    Raises:
+        ValueError: it cannot, see `keep_layers`.
+    """
+    twin = plain_twin(network)
+    _keep(twin, layers)
+    if tensor_shapes(plain_twin(twin)) != tensor_shapes(twin):
+        raise ValueError(
+            f"the architecture {network.config.model_type!r} is not known to go on with fewer of "
+            "its layers"
+        )
+
+
+def _keep(network: Any, layers: Sequence[int] | Mapping[str, Any]) -> None:
     if network.config.is_encoder_decoder:
         parts: dict[str, Any] = {
             "encoder": network.get_encoder(),
@@ -55,14 +81,6 @@ def keep_layers(network: PreTrainedModel, layers: Sequence[int] | Mapping[str, A
         parts, chosen = {"": network}, {"": layers}
     for name, numbers in chosen.items():
         _cut(network, parts[name], name, list(numbers))
-    expected = type(network)(copy.deepcopy(network.config)).state_dict()
-    if {k: v.shape for k, v in expected.items()} != {
-        k: v.shape for k, v in network.state_dict().items()
-    }:
-        raise ValueError(
-            f"the architecture {network.config.model_type!r} is not known to go on with fewer of "
-            "its layers"
-        )
 
 
 def _cut(network: PreTrainedModel, part: nn.Module, name: str, numbers: list[int]) -> None:

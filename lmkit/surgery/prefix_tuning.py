@@ -12,6 +12,7 @@ from transformers.utils.generic import ModelOutput
 
 from .adapter import check_name
 from .arguments import check_whole
+from .plain_config import unsaid
 from .tuning import freeze_base
 from .virtual_tokens import (
     VirtualTokens,
@@ -48,8 +49,8 @@ class PrefixTuning:
 
     Raises:
         ValueError: an attribute lies outside its range; when called, the layers of the architecture
-            take no keys and values from outside, gradients are checkpointed, or another prefix has
-            the name.
+            take no keys and values from outside, gradients are checkpointed, another prefix has the
+            name, or heads were removed of which the config says nothing.
         ImportError: when called, peft is not installed.
 
     Example:
@@ -85,6 +86,8 @@ class PrefixTuning:
             raise ValueError(
                 f"there is a prefix {self.name!r} already, {there}; give this one another name"
             )
+        if why := [reason for reason in unsaid(network) if "heads" in reason]:
+            raise ValueError(f"a prefix has keys for the heads that the config says, and {why[0]}")
         prefixes = prefixes or Prefixes(stack)
         prefixes.check_room(self.length)
         _check_checkpointing(stack)

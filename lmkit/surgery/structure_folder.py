@@ -16,6 +16,7 @@ from torch import Size, Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .base import from_spec
+from .config_history import config_changes, config_remembered, earlier_config
 
 __all__ = [
     "STRUCTURE",
@@ -60,16 +61,18 @@ def structural_specs(
         specs: of all surgeries that were performed on it, in order.
 
     Returns:
-        None if the network's config says all of its structure.
+        None if the network's config says all of its structure. Otherwise those that make it of the
+        network that the config said before the first of them.
 
     Raises:
         ValueError: these surgeries do not make it, or one is not lmkit's own.
     """
     wanted = _shapes(network)
-    plain = type(network)(copy.deepcopy(network.config))
-    shapes = _shapes(plain)
-    if shapes == wanted:
+    config = copy.deepcopy(network.config)
+    if _shapes(type(network)(config)) == wanted:
         return []
+    plain = type(network)(earlier_config(config, config_changes(network)))
+    shapes = _shapes(plain)
     found = []
     for spec in specs:
         if not str(spec["class_path"]).startswith(_OURS):
@@ -91,6 +94,9 @@ def write_structure(
 ) -> None:
     """Write config, surgeries and weights of a network.
 
+    The config is as it is now. What it said before the surgeries, which start from there, stands
+    beside these.
+
     Args:
         network: on the CPU.
         folder: made if it is not there.
@@ -103,7 +109,9 @@ def write_structure(
     config.save_pretrained(place)
     if network.can_generate() and network.generation_config is not None:
         network.generation_config.save_pretrained(place)
-    said = {"weights": WEIGHTS, "surgeries": list(specs)}
+    said: dict[str, Any] = {"weights": WEIGHTS, "surgeries": list(specs)}
+    if changes := config_changes(network):
+        said["before"] = changes
     (place / STRUCTURE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
     seen: set[tuple[int, Size]] = set()
     state = {}
@@ -133,19 +141,7 @@ def read_structure(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
         ValueError: the file is broken, or weights are missing.
     """
-    place = Path(folder)
-    try:
-        said = json.loads((place / STRUCTURE).read_text(encoding="utf-8"))
-        specs = [
-            {key: spec[key] for key in ("class_path", "init_args")} for spec in said["surgeries"]
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{place / STRUCTURE} lists no surgeries ({error!r}): export the model again"
-        ) from error
-    if not (place / WEIGHTS).is_file():
-        raise ValueError(f"the folder {place} has a {STRUCTURE} and no {WEIGHTS}: export it again")
-    return specs
+    return _read(Path(folder))[0]
 
 
 def load_structure(
@@ -169,9 +165,12 @@ def load_structure(
         ValueError: a file is cut short or broken; the weights are of another structure, or a head
             for other classes; or a surgery is not to be had.
     """
-    network: PreTrainedModel = auto_class.from_config(config, dtype=torch.float32)
-    for spec in read_structure(folder):
-        from_spec(spec)(network)
+    specs, changes = _read(Path(folder))
+    first = earlier_config(config, changes)
+    network: PreTrainedModel = auto_class.from_config(first, dtype=torch.float32)
+    with config_remembered(network):
+        for spec in specs:
+            from_spec(spec)(network)
     place = Path(folder) / WEIGHTS
     try:
         state = load_file(place)
@@ -205,6 +204,25 @@ def saved_surgeries(model: Any, pretrained: bool) -> list[dict[str, Any]]:
         pretrained: whether its weights were loaded.
     """
     return read_structure(model) if pretrained and has_structure(model) else []
+
+
+def _read(place: Path) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Read the surgeries of a folder, and what the config said before them."""
+    try:
+        said = json.loads((place / STRUCTURE).read_text(encoding="utf-8"))
+        specs = [
+            {key: spec[key] for key in ("class_path", "init_args")} for spec in said["surgeries"]
+        ]
+        changes = said.get("before")
+        if changes is not None:
+            changes = {"changed": dict(changes["changed"]), "added": list(changes["added"])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{place / STRUCTURE} lists no surgeries ({error!r}): export the model again"
+        ) from error
+    if not (place / WEIGHTS).is_file():
+        raise ValueError(f"the folder {place} has a {STRUCTURE} and no {WEIGHTS}: export it again")
+    return specs, changes
 
 
 def _owner(name: str) -> str:

@@ -15,6 +15,7 @@ from transformers import (
 
 from lmkit.modules.network import build_network
 from lmkit.surgery.layers import keep_layers
+from lmkit.surgery.low_rank import LowRank
 from tests import tiny
 
 CLASSES = {
@@ -92,6 +93,27 @@ def test_a_decoder_still_writes() -> None:
 def test_numbers_that_are_not_there_are_refused(layers: list[int]) -> None:
     with pytest.raises(ValueError, match="numbers from 0 to 3 in increasing order"):
         keep_layers(network_of("bert"), layers)
+
+
+def test_a_network_that_could_not_go_on_is_refused_and_stays_whole() -> None:
+    """The first layer of ModernBERT has no norm in front, and no other layer can stand first."""
+    network = network_of("modernbert")
+    before = logits(network)
+    with pytest.raises(ValueError, match="'modernbert' is not known to go on with fewer"):
+        keep_layers(network, [1, 2])
+    assert network.config.num_hidden_layers == 4 and torch.equal(logits(network), before)
+    config = {**tiny.SEQ2SEQ["t5"], "vocab_size": 99}
+    both = build_network(AutoModelForSeq2SeqLM, config, False)[0]
+    with pytest.raises(ValueError, match="layers of the decoder must be numbers from 0 to 1"):
+        keep_layers(both, {"encoder": [0], "decoder": [7]})
+    assert len(both.encoder.block) == 2, "the encoder is not cut either"
+
+
+def test_layers_go_from_a_network_whose_widths_no_config_says() -> None:
+    network = network_of("bert")
+    LowRank({"ffn_input": 3})(network)
+    keep_layers(network, [0, 3])
+    assert network.config.num_hidden_layers == 2 and logits(network).isfinite().all()
 
 
 def test_stacks_are_named_rightly() -> None:
