@@ -47,12 +47,16 @@ TOP = {
     "cli_checkpoint",
     "cli_config",
     "cli_parser",
+    "cli_tools",
     "cli_noise",
     "lightning_cli",
     "launcher",
     "quickstart",
     "recipes",
+    "report",
     "trainer",
+    "trimming",
+    "trimming_check",
     "__main__",
     "__init__",
 }
@@ -65,7 +69,14 @@ FORBIDDEN: dict[str, set[str]] = {
 }
 
 #: Slow libraries that these files may import only inside a function, so that `--help` is quick.
-LIGHT = ("__init__.py", "__about__.py", "__main__.py", "cli.py", "launcher.py")
+LIGHT = (
+    "__init__.py",
+    "__about__.py",
+    "__main__.py",
+    "cli.py",
+    "cli_tools.py",
+    "launcher.py",
+)
 SLOW = {"torch", "lightning", "pytorch_lightning", "transformers", "datasets", "torchmetrics"}
 
 #: The suffix that says what a public class of the folder is.
