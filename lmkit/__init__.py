@@ -7,25 +7,39 @@ from .__about__ import __version__
 
 if TYPE_CHECKING:
     from . import adapters as adapters
+    from . import report as report
     from .exporting import export as export
     from .launcher import tune_process as tune_process
     from .loading import load as load
     from .trainer import Trainer as Trainer
+    from .trimming import trim_vocabulary as trim_vocabulary
 
-__all__ = ["Trainer", "__version__", "adapters", "export", "load", "tune_process"]
+__all__ = [
+    "Trainer",
+    "__version__",
+    "adapters",
+    "export",
+    "load",
+    "report",
+    "trim_vocabulary",
+    "tune_process",
+]
+
+_PACKAGES = ("adapters", "report")
 
 _HOMES = {
     "Trainer": "trainer",
     "export": "exporting",
     "load": "loading",
+    "trim_vocabulary": "trimming",
     "tune_process": "launcher",
 }
 
 
 def __getattr__(name: str) -> Any:
     # PEP 562: `import lmkit` stays free of torch (over a second) until something needs it.
-    if name == "adapters":
-        return import_module(".adapters", __name__)
+    if name in _PACKAGES:
+        return import_module(f".{name}", __name__)
     if name in _HOMES:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module 'lmkit' has no attribute {name!r}")

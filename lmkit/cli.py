@@ -22,6 +22,8 @@ usage: lmkit COMMAND [options]
   test         evaluate on the test data: lmkit test --ckpt_path CKPT
   predict      write predictions.jsonl: lmkit predict --ckpt_path CKPT --data.predict_file=TXT
   export       make a Hugging Face folder or ONNX: lmkit export --ckpt CKPT --output DIR
+  trim         leave out the tokens that texts do without: lmkit trim MODEL DIR --corpus TXT
+  report       compare models in speed, size and quality: lmkit report efficiency A B
   recipes      list the packaged recipes, or print one: lmkit recipes masked_lm
   quickstart   pre-train a small BERT on the CPU in about two minutes
 
@@ -172,14 +174,10 @@ def _list_recipes(words: list[str]) -> int:
     return _guard(build, WRONG)
 
 
-def _quickstart(words: list[str]) -> int:
-    def build() -> Callable[[], int]:
-        _quieten()
-        from .quickstart import main as quickstart
+def _use_tool(words: list[str]) -> int:
+    from .cli_tools import TOOLS
 
-        return lambda: quickstart(words[1:]) or 0
-
-    return _guard(build, WRONG)
+    return _guard(lambda: TOOLS[words[0]](words[1:]), WRONG)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -189,7 +187,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "predict": _train,
     "export": _export,
     "recipes": _list_recipes,
-    "quickstart": _quickstart,
+    "quickstart": _use_tool,
+    "report": _use_tool,
+    "trim": _use_tool,
 }
 
 

@@ -48,13 +48,17 @@ TOP = {
     "cli_checkpoint",
     "cli_config",
     "cli_parser",
+    "cli_tools",
     "cli_noise",
     "cli_recipes",
     "lightning_cli",
     "launcher",
     "quickstart",
     "recipes",
+    "report",
     "trainer",
+    "trimming",
+    "trimming_check",
     "__main__",
     "__init__",
 }
@@ -74,6 +78,7 @@ LIGHT = (
     "chain.py",
     "cli.py",
     "cli_recipes.py",
+    "cli_tools.py",
     "launcher.py",
 )
 SLOW = {"torch", "lightning", "pytorch_lightning", "transformers", "datasets", "torchmetrics"}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..dashboard import log_stride
+from ..surgery.parameter_counts import parameter_counts
 from ..surgery.tuning import is_tuned_in_part, trainable_at_first
 from .utilization import attended_context, flops_per_second, peak_flops
 
@@ -38,8 +39,10 @@ class EfficiencyCallback(Callback):
       logged for encoder-decoders and unknown devices.
     - `efficiency/peak_memory_mib`: the most memory so far, in MiB: of the accelerator, or of the
       process if there is none.
-    - `efficiency/parameters`, `efficiency/trainable_parameters`: counts, taken once, and
-      `efficiency/trainable_share`, in `[0, 1]`.
+    - `efficiency/parameters`, `efficiency/trainable_parameters`, `efficiency/nonzero_parameters`
+      (not zero) and `efficiency/embedding_parameters` (in tables of tokens): counts, and
+      `efficiency/trainable_share`, in `[0, 1]`; taken once, and at the end of the fit those that
+      have changed.
     - `efficiency/optimizer_mib`: what the optimizer keeps of the weights, in MiB on rank 0; counted
       when it first keeps something, and again when it does of more weights.
     - `efficiency/checkpoint_mib`: the size of the newest checkpoint file, in MiB, once there is
@@ -65,19 +68,22 @@ class EfficiencyCallback(Callback):
         self._steps = 0
         self._began = self._ended = 0.0
         self._paused = self._waited = 0.0
-        self._logged_parameters = False
+        self._counted: dict[str, float] = {}
         self._kept = 0
         self._written: tuple[Path, float] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the first window."""
-        self._logged_parameters = False
+        self._counted = {}
         self._kept, self._written = 0, None
         self._begin(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the size of the last checkpoint, if there is one."""
-        if figures := self._tuning(trainer, pl_module):
+        """Log the size of the last checkpoint, if there is one, and counts that have changed."""
+        figures = self._tuning(trainer, pl_module)
+        if self._counted:
+            figures |= self._count(pl_module)
+        if figures:
             for logger in trainer.loggers:
                 logger.log_metrics(figures, step=trainer.global_step)
 
@@ -121,13 +127,21 @@ class EfficiencyCallback(Callback):
         figures["efficiency/data_wait_share"] = min(1.0, self._waited / elapsed)
         figures["efficiency/step_seconds"] = elapsed / steps
         figures["efficiency/peak_memory_mib"] = _peak_memory(module.device)
-        if not self._logged_parameters:
-            total, trainable = count_parameters(module)
-            figures["efficiency/parameters"] = float(total)
-            figures["efficiency/trainable_parameters"] = float(trainable)
-            figures["efficiency/trainable_share"] = trainable / max(1, total)
-            self._logged_parameters = True
+        if not self._counted:
+            figures |= self._count(module)
         module.log_dict(figures | self._tuning(trainer, module), on_step=True)
+
+    def _count(self, module: LightningModule) -> dict[str, float]:
+        """Return the numbers of parameters that are others than when they were last asked for."""
+        counts, before = parameter_counts(module), self._counted
+        self._counted = {
+            "efficiency/parameters": float(counts.total),
+            "efficiency/trainable_parameters": float(counts.trainable),
+            "efficiency/nonzero_parameters": float(counts.nonzero),
+            "efficiency/embedding_parameters": float(counts.embedding),
+            "efficiency/trainable_share": counts.trainable / max(1, counts.total),
+        }
+        return {name: count for name, count in self._counted.items() if before.get(name) != count}
 
     def _tuning(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
         """Return sizes of optimizer and checkpoint, if they are new, and shares of full tuning."""

@@ -12,6 +12,7 @@ from lmkit.callbacks import (
     CheckpointCallback,
     EfficiencyCallback,
     GradualUnfreezingCallback,
+    PruningCallback,
     SelectiveTuningCallback,
     TrainableOnlyCheckpoint,
 )
@@ -32,7 +33,39 @@ def test_figures_are_logged_on_the_stride(fit, monkeypatch):
     assert logged["efficiency/step_seconds"] == 0.5
     assert logged["efficiency/parameters"] == 4
     assert logged["efficiency/trainable_parameters"] == 2
+    assert logged["efficiency/nonzero_parameters"] == 4
+    assert logged["efficiency/embedding_parameters"] == 0
     assert logged["efficiency/peak_memory_mib"] > 50
+
+
+def test_what_is_left_of_the_weights_is_counted_at_the_end_where_it_has_changed(tmp_path):
+    # Half of the linear weights are zeros in the end, and no count of tables or of all is new.
+    logger = CSVLogger(tmp_path, name="log", flush_logs_every_n_steps=1)
+    pruning = PruningCallback(sparsity=0.5, start=0, end=0.5)
+    module, _ = tune(
+        tmp_path,
+        pruning,
+        EfficiencyCallback(),
+        logger=logger,
+        log_every_n_steps=1,
+        max_steps=6,
+    )
+    with (tmp_path / "log" / "version_0" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+
+    def values(name):
+        return [float(row[name]) for row in rows if row.get(name)]
+
+    total = sum(p.numel() for p in module.parameters())
+    nonzero = sum(int(p.count_nonzero()) for p in module.parameters())
+    # Lightning repeats what was logged before, until the end of the epoch.
+    *before, last = values("efficiency/nonzero_parameters")
+    (first,) = set(before)
+    assert last == nonzero < first <= total
+    assert set(values("efficiency/parameters")) == {total}
+    table = module.network.get_input_embeddings().weight.numel()
+    assert set(values("efficiency/embedding_parameters")) == {table}
+    assert rows[-1]["efficiency/trainable_share"] == "" == rows[-1]["efficiency/parameters"]
 
 
 def test_a_validation_does_not_count_as_training_time(fit, monkeypatch):
