@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
 from .. import modules
-from ..adapters.stored import NOTE
 from ..modules import LMModule
+from ..modules.history import NOTE
 from ..tokenization import load_tokenizer
 from .onnx_runner import OnnxRunner
 
