@@ -133,9 +133,7 @@ def task_module(options: argparse.Namespace, model: Any, rate: float, **more: An
     return cls(model, learning_rate=rate, warmup=0.1, **more)
 
 
-def fit(
-    module: Any, data: Any, folder: Path, *callbacks: Any, **length: Any
-) -> tuple[Any, Clock]:
+def fit(module: Any, data: Any, folder: Path, *callbacks: Any, **length: Any) -> tuple[Any, Clock]:
     """Train a module; returns the Trainer and the clock."""
     clock = Clock()
     parts = (clock.of_lightning(), *callbacks)
@@ -173,11 +171,16 @@ def teach(options: argparse.Namespace, folder: Path, seed: int) -> tuple[str, fl
     return str(made), score
 
 
-def length_of(options: argparse.Namespace, epochs: int) -> dict[str, int]:
-    """Return how long a run is."""
+def length_of(options: argparse.Namespace, epochs: int, more: Any = None) -> dict[str, int]:
+    """Return how long a run is; with more texts it has as many steps, and so fewer epochs."""
     if options.steps > 0:
         return {"max_steps": options.steps}
-    return {"max_epochs": epochs}
+    if more is None:
+        return {"max_epochs": epochs}
+    more.prepare_data()
+    more.setup("fit")
+    own = more.row_count("train") // (1 + options.copies)
+    return {"max_steps": epochs * math.ceil(own / options.rows)}
 
 
 def learn(
@@ -199,17 +202,9 @@ def learn(
         student_layers=options.layers,
         cache=bool(losses),
     )
-    data = data_of(options, folder, seed, teacher, more=way.endswith(" of more"))
-    if way.endswith(" of more") and options.steps < 0:
-        # As many steps as the others, in fewer epochs over more texts.
-        data.prepare_data()
-        data.setup("fit")
-        texts = data.row_count("train")
-        own = texts // (1 + options.copies)
-        length = {"max_steps": epochs * math.ceil(own / options.rows)}
-    else:
-        length = length_of(options, epochs)
-    trainer, clock = fit(module, data, folder, **length)
+    more = way.endswith(" of more")
+    data = data_of(options, folder, seed, teacher, more)
+    trainer, clock = fit(module, data, folder, **length_of(options, epochs, data if more else None))
     score = score_of(options, trainer, module, data)
     return {"score": score, "cpu_s": clock.seconds}
 
