@@ -372,6 +372,15 @@ CASES = [
         covers=("PruningCallback",),
     ),
     Case(
+        "structured_pruning",
+        callbacks=lambda: [
+            callbacks.StructuredPruningCallback(
+                ffn=0.5, importance="activation", start=0.0, end=0.5, interval=1
+            )
+        ],
+        covers=("StructuredPruningCallback",),
+    ),
+    Case(
         "figures",
         watches=True,
         callbacks=lambda: [callbacks.FiguresCallback()],

@@ -17,6 +17,15 @@ WATCHING = [case for case in WITH_CALLBACKS if case.watches]
 CHANGING = [case for case in WITH_CALLBACKS if not case.watches]
 #: What looks at a run is paired with its like here, and all of it with each technique below.
 PAIRS = [*permutations(WATCHING, 2), *permutations(CHANGING, 2)]
+#: What does not go together, and what is said of it.
+REFUSED = {
+    frozenset({"low_rank", "pruning"}): "computed by a LowRankLinear",
+    frozenset({"low_rank", "structured_pruning"}): "is a product of rank",
+    frozenset({"pruning", "structured_pruning"}): "weights that PruningCallback has masks for",
+} | {
+    frozenset({name, "structured_pruning"}): "is wrapped by"
+    for name in ("surgery", "ia3", "adapter", "adapter_fusion")
+}
 
 pytestmark = pytest.mark.filterwarnings("ignore:TrainableOnlyCheckpoint")
 
@@ -40,14 +49,14 @@ def test_two_techniques_train_together_and_load_alone(
 ) -> None:
     # Virtual tokens are shown on a task of their own, on which the others work too.
     case = max(first, second, key=lambda case: case.module is not CASES[0].module)
-    if {first.name, second.name} == {"low_rank", "pruning"}:
-        with pytest.raises(ValueError, match="computed by a LowRankLinear"):
+    if refusal := REFUSED.get(frozenset({first.name, second.name})):
+        with pytest.raises(ValueError, match=refusal):
             train(case, tmp_path, *first.callbacks(), *second.callbacks(), max_steps=2)
         return
     module = train(case, tmp_path, *first.callbacks(), *second.callbacks(), max_steps=2)
     changes = {name for each in (first, second) if not each.watches for name in [each.name]}
     frozen = {n for n, p in module.named_parameters() if not p.requires_grad}
-    trains_all = {"gradual_unfreezing", "low_rank", "pruning"}
+    trains_all = {"gradual_unfreezing", "low_rank", "pruning", "structured_pruning"}
     assert bool(frozen) == bool(changes - trains_all)
 
 
@@ -86,8 +95,8 @@ def test_all_techniques_at_once(tmp_path: Path) -> None:
     together = [
         callback
         for each in WITH_CALLBACKS
-        # Products of low-rank factors have no weights to be set to zero one by one.
-        if each.name not in ("export", "samples", "surgery", "pruning")
+        # Products of low-rank factors have no weights to be set to zero one by one, and no units.
+        if each.name not in ("export", "samples", "surgery", "pruning", "structured_pruning")
         for callback in each.callbacks()
     ]
     module = case.make_module()

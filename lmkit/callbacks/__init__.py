@@ -19,6 +19,7 @@ from .provenance import ProvenanceCallback
 from .pruning import PruningCallback
 from .samples import SamplesCallback
 from .selective_tuning import SelectiveTuningCallback
+from .structured_pruning import StructuredPruningCallback
 from .surgery import SurgeryCallback
 from .trainable_only import TrainableOnlyCheckpoint
 
@@ -42,6 +43,7 @@ __all__ = [
     "PruningCallback",
     "SamplesCallback",
     "SelectiveTuningCallback",
+    "StructuredPruningCallback",
     "SurgeryCallback",
     "TrainableOnlyCheckpoint",
 ]
