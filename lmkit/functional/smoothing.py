@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["smoothing_factors"]
+__all__ = ["check_alpha", "smoothing_factors"]
 
 
 def smoothing_factors(inputs: Tensor, weights: Tensor, alpha: float = 0.5) -> Tensor:
@@ -32,8 +34,7 @@ def smoothing_factors(inputs: Tensor, weights: Tensor, alpha: float = 0.5) -> Te
         >>> smoothing_factors(torch.tensor([16.0, 1.0, 0.0]), torch.tensor([1.0, 4.0, 1.0]))
         tensor([4.0000, 0.5000, 1.0000])
     """
-    if type(alpha) is bool or not isinstance(alpha, int | float) or not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}")
+    check_alpha("alpha", alpha)
     if inputs.shape != weights.shape:
         raise ValueError(
             f"inputs and weights must have one shape, got {tuple(inputs.shape)} and "
@@ -42,3 +43,23 @@ def smoothing_factors(inputs: Tensor, weights: Tensor, alpha: float = 0.5) -> Te
     factors = inputs.pow(alpha) / weights.pow(1 - alpha)
     known = (inputs > 0) & (weights > 0) & factors.isfinite() & (factors > 0)
     return factors.where(known, torch.ones_like(factors))
+
+
+def check_alpha(word: str, alpha: Any) -> None:
+    """Check that an argument is a share that `smoothing_factors` takes.
+
+    Args:
+        word: the argument's name.
+        alpha: what was given for it.
+
+    Raises:
+        ValueError: it is not.
+
+    Example:
+        >>> check_alpha("smooth", 2)
+        Traceback (most recent call last):
+        ...
+        ValueError: smooth must lie in [0, 1], got 2
+    """
+    if type(alpha) is bool or not isinstance(alpha, int | float) or not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"{word} must lie in [0, 1], got {alpha!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,26 +16,10 @@ from .fake_quantized_layers import (
     FakeQuantizedLinear,
 )
 from .quantizable import quantizable_layers
+from .quantization_conversion import FAKE, WHOLE, layer_inputs, make_whole, replace_all
 from .quantization_scheme import Scheme, check_groups
-from .quantized_layers import (
-    QuantizedEmbedding,
-    QuantizedLinear,
-    SmoothedLinear,
-    make_dense_layer,
-)
 
-__all__ = [
-    "FakeQuantize",
-    "Quantize",
-    "convert",
-    "converted",
-    "fake_quantized_layers",
-    "make_float",
-    "quantized_layers",
-]
-
-_FAKE = FakeQuantizedLinear | FakeQuantizedConv1D | FakeQuantizedEmbedding
-_WHOLE = QuantizedLinear | QuantizedEmbedding
+__all__ = ["FakeQuantize", "Quantize", "converted"]
 
 
 @dataclass(frozen=True)
@@ -43,9 +27,9 @@ class FakeQuantize:
     r"""Let layers round their weights and inputs while they learn: quantization-aware training.
 
     $\hat x \hat W^\top + b$ with the gradients of $x$ and $W$, straight through the rounding
-    (arXiv:1712.05877). The weights keep their names, and `convert` makes whole numbers of them that
-    compute the same. What wraps a layer (LoRA, adapters) stays, and the layer inside is replaced.
-    What shares its weight with a chosen layer is chosen too.
+    (arXiv:1712.05877). The weights keep their names, and `convert` of `quantization_conversion`
+    makes whole numbers of them that compute the same. What wraps a layer (LoRA, adapters) stays,
+    and the layer inside is replaced. What shares its weight with a chosen layer is chosen too.
 
     Attributes:
         targets: roles (`query`, `key`, `value`, `attention_output`, `ffn_input`, `ffn_output`),
@@ -105,16 +89,19 @@ class FakeQuantize:
         """Return the layers that this is about, by where they are."""
         return quantizable_layers(network, self.targets, self.exclude, self.embeddings)
 
-    def __call__(self, network: nn.Module) -> None:
-        """Replace the layers; those that round so already stay."""
-        layers = _to_replace(self.layers(network), self.scheme, _FAKE)
+    def check(self, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        """Check that layers can be replaced, and return those that are not yet."""
         for name, layer in layers.items():
-            if isinstance(layer, _WHOLE):
+            if isinstance(layer, WHOLE):
                 raise ValueError(
                     f"{name} is quantized already ({layer.scheme}), and whole numbers do not "
                     "learn: begin with the model as it was before it was quantized"
                 )
-        for name, layer in layers.items():
+        return _to_replace(layers, self.scheme, FAKE)
+
+    def __call__(self, network: nn.Module) -> None:
+        """Replace the layers; those that round so already stay."""
+        for name, layer in self.check(self.layers(network)).items():
             replace_module(network, name, _fake(layer, self.scheme))
 
 
@@ -154,46 +141,14 @@ class Quantize(FakeQuantize):
         "static",
     )
 
+    def check(self, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        """Check that layers can be replaced, and return those that are not yet."""
+        return _to_replace(layers, self.scheme, WHOLE)
+
     def __call__(self, network: nn.Module) -> None:
         """Replace the layers; those that are quantized so already stay."""
-        layers = _to_replace(self.layers(network), self.scheme, _WHOLE)
-        _replace(network, layers, lambda layer: _whole(layer, self.scheme))
-
-
-def quantized_layers(network: nn.Module) -> dict[str, Any]:
-    """Return the layers of a network that hold whole numbers, by name.
-
-    Example:
-        >>> quantized_layers(nn.Linear(2, 2))
-        {}
-    """
-    return {name: m for name, m in network.named_modules() if isinstance(m, _WHOLE)}
-
-
-def fake_quantized_layers(network: nn.Module) -> dict[str, Any]:
-    """Return the layers of a network that learn to be rounded, by name.
-
-    Example:
-        >>> fake_quantized_layers(nn.Linear(2, 2))
-        {}
-    """
-    return {name: m for name, m in network.named_modules() if isinstance(m, _FAKE)}
-
-
-def convert(network: nn.Module) -> None:
-    """Make whole numbers of all layers that learned to be rounded; the network computes the same.
-
-    Args:
-        network: changed in place.
-
-    Example:
-        >>> network = nn.ModuleDict({"q_proj": nn.Linear(4, 2)})
-        >>> FakeQuantize(["query"])(network)
-        >>> convert(network)
-        >>> list(network.state_dict())
-        ['q_proj.weight', 'q_proj.scale', 'q_proj.bias']
-    """
-    _replace(network, fake_quantized_layers(network), lambda layer: _whole(layer, layer.scheme))
+        layers = self.check(self.layers(network))
+        replace_all(network, layers, lambda layer: make_whole(layer, self.scheme))
 
 
 def converted(ledger: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -209,37 +164,10 @@ def converted(ledger: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def make_float(network: nn.Module, smoothed: bool = False) -> None:
-    """Put plain layers with the rounded weights in the place of all that are rounded.
-
-    They read what comes, without rounding it.
-
-    Args:
-        network: changed in place; without such layers it stays as it is.
-        smoothed: whether layers with factors of their inputs keep them, as `SmoothedLinear`.
-
-    Example:
-        >>> network = nn.Sequential(nn.Linear(9, 9))
-        >>> Quantize(["0"])(network)
-        >>> make_float(network)
-        >>> network
-        Sequential(
-          (0): Linear(in_features=9, out_features=9, bias=True)
-        )
-    """
-
-    def plain(layer: Any) -> nn.Module:
-        factors = getattr(layer, "smooth", None)
-        return make_dense_layer(layer) if factors is None or not smoothed else SmoothedLinear(layer)
-
-    _replace(network, fake_quantized_layers(network) | quantized_layers(network), plain)
-
-
 def _to_replace(layers: Mapping[str, Any], scheme: Scheme, done: Any) -> dict[str, Any]:
     """Leave out what is there already, and check the rest."""
     open_layers = {}
     for name, layer in layers.items():
-        is_table = isinstance(layer, nn.Embedding)
         if isinstance(layer, done):
             if layer.scheme != _scheme_of(layer, scheme):
                 raise ValueError(
@@ -247,10 +175,8 @@ def _to_replace(layers: Mapping[str, Any], scheme: Scheme, done: Any) -> dict[st
                     f"{_scheme_of(layer, scheme)}: begin with the model as it was before"
                 )
             continue
-        turned = isinstance(layer, Conv1D)
-        width = layer.embedding_dim if is_table else layer.weight.shape[0 if turned else 1]
         try:
-            check_groups(scheme, width)
+            check_groups(scheme, layer_inputs(layer))
         except ValueError as error:
             raise ValueError(f"{name} cannot be quantized: {error} inputs") from None
         open_layers[name] = layer
@@ -266,26 +192,3 @@ def _fake(layer: Any, scheme: Scheme) -> nn.Module:
         return FakeQuantizedEmbedding(layer, _scheme_of(layer, scheme))
     turned = isinstance(layer, Conv1D)
     return FakeQuantizedConv1D(layer, scheme) if turned else FakeQuantizedLinear(layer, scheme)
-
-
-def _whole(layer: Any, scheme: Scheme) -> nn.Module:
-    kind = QuantizedEmbedding if isinstance(layer, nn.Embedding) else QuantizedLinear
-    return kind(layer, _scheme_of(layer, scheme))
-
-
-def _replace(
-    network: nn.Module, layers: Mapping[str, Any], make: Callable[[Any], nn.Module]
-) -> None:
-    """Replace layers; those that shared a weight share it afterwards."""
-    made: dict[int, Any] = {}
-    held = [layer.weight for layer in layers.values()]  # so that no number is given twice
-    for name, layer in layers.items():
-        new: Any = make(layer)
-        if id(layer.weight) in made:
-            first = made[id(layer.weight)]
-            for word in ("weight", "scale"):
-                if hasattr(new, word):
-                    setattr(new, word, getattr(first, word))
-        made.setdefault(id(layer.weight), new)
-        replace_module(network, name, new)
-    del held
