@@ -21,6 +21,7 @@ from .functional.agreement import Agreement
 from .loading import load
 from .modules import LMModule
 from .modules.network import usable_positions
+from .modules.onnx_network import OnnxNetwork
 from .onnx_file import require_onnx, write_int8, write_onnx
 from .surgery.structure_folder import STRUCTURE, write_structure
 
@@ -112,6 +113,10 @@ def export(
     elif base is not None:
         raise ValueError("base is for a checkpoint to be loaded, and this module has its weights")
     module.configure_model()
+    if isinstance(module.network, OnnxNetwork):
+        raise ValueError(
+            "the module is of an ONNX model, which is an export: export what that was made of"
+        )
     agreed: Agreement | None = None
     if not adapter:
         network, specs = network_to_write(module, format, merge, plain, quantize, exclude)
@@ -133,6 +138,7 @@ def export(
             network.save_pretrained(folder)
         else:
             folder.mkdir()
+            network.config.architectures = [type(network).__name__]
             network.config.save_pretrained(folder)
             path = folder / "model.onnx"
             if quantize or is_rounded(network):
