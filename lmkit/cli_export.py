@@ -52,7 +52,11 @@ def read_options(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--plain", action="store_true", help="refuse what only lmkit can load")
     numbers = parser.add_mutually_exclusive_group()
-    numbers.add_argument("--quantize", choices=("int8",), help="write whole numbers of 8 bits")
+    numbers.add_argument(
+        "--quantize",
+        choices=("int8", "torchao"),
+        help="write whole numbers of 8 bits, or tensors of torchao",
+    )
     numbers.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of the weights of a folder"
     )

@@ -27,6 +27,7 @@ from .surgery.quantization_conversion import (
     quantized_layers,
 )
 from .surgery.structure_folder import structural_specs
+from .surgery.torchao_tensors import prepare_for_saving, shares_table, use_torchao
 
 __all__ = ["agreement_of", "cast", "check_export", "is_rounded", "network_to_write"]
 
@@ -73,7 +74,7 @@ def network_to_write(
         format: `"hf"` or `"onnx"`.
         merge: whether adapters, low-rank layers and whole numbers become plain layers.
         plain: whether plain `transformers` is to load it.
-        quantize: `"int8"`, of a folder; layers of ONNX are rounded when it is written.
+        quantize: `"int8"` or `"torchao"`, of a folder; ONNX is quantized when it is written.
         exclude: layers that are not.
 
     Returns:
@@ -102,15 +103,25 @@ def network_to_write(
         return network, []
     convert(network)
     ledger = converted(ledger)
-    if quantize:
-        if quantized_layers(network):
-            raise ValueError(
-                "the network is quantized already, and is written so: leave quantize out, or "
-                "merge=True makes floating-point numbers of it before"
-            )
-        surgery = Quantize(exclude=exclude, activations=None)
+    done = quantized_layers(network)
+    if done and (exclude or quantize == "int8"):
+        raise ValueError(
+            "the network is quantized already, and is written so: leave quantize and exclude out, "
+            "or merge=True makes floating-point numbers of it before"
+        )
+    if quantize and not done:
+        is_torchao = quantize == "torchao"
+        surgery = Quantize(
+            exclude=exclude,
+            embeddings=not (is_torchao and shares_table(network)),
+            activations="per_token" if is_torchao else None,
+        )
         surgery(network)
         ledger.append(to_spec(surgery))
+    if quantize == "torchao":
+        use_torchao(network)
+        prepare_for_saving(network)
+        return network, []
     specs = structural_specs(network, ledger)
     if plain:
         _check_plain(specs)

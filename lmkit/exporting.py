@@ -24,11 +24,13 @@ from .modules.network import usable_positions
 from .modules.onnx_network import OnnxNetwork
 from .onnx_file import require_onnx, write_int8, write_onnx
 from .surgery.structure_folder import STRUCTURE, write_structure
+from .surgery.torchao_tensors import require_torchao
 
 __all__ = ["FORMATS", "NUMBERS", "QUANTIZED", "check_export", "export"]
 
 #: What a model can be exported as; in which whole numbers, and in which floating-point ones.
-FORMATS, QUANTIZED, NUMBERS = ("hf", "onnx"), ("int8",), ("float32", "bfloat16")
+FORMATS, NUMBERS = ("hf", "onnx"), ("float32", "bfloat16")
+QUANTIZED = ("int8", "torchao")
 
 # Below this agreement what was written is not what was trained.
 _AGREE = 0.99
@@ -59,8 +61,9 @@ def export(
 
     A network with quantized layers, or such that learned to be, is written in whole numbers, and
     `quantize` writes another one so. ONNX has 8 bits for weights and for what layers read, as ONNX
-    Runtime rounds it; a folder has them for weights alone, and a `structure.json`. What then is
-    said of examples is compared with what the network says, and less than 0.99 is a warning.
+    Runtime rounds it; a folder has them for weights alone, and a `structure.json`. `"torchao"` is a
+    folder that plain `transformers` loads where torchao is, for its kernels. What then is said of
+    examples is compared with what the network says, and less than 0.99 is a warning.
 
     Args:
         module: a module, or what `lmkit.load` takes; it stays as it is.
@@ -75,7 +78,8 @@ def export(
         base: a folder or hub name, where the base of a checkpoint that holds only what was trained
             is now; by default where it was.
         plain: refuse what plain `transformers` cannot load, before anything is written.
-        quantize: `"int8"` for whole numbers of 8 bits.
+        quantize: `"int8"` for whole numbers of 8 bits, `"torchao"` for those of its tensors (needs
+            the extra `compress`).
         exclude: roles, names or patterns of layers that are not quantized.
         dtype: of the weights of a folder: `"bfloat16"` for half the bytes, `"float32"` by default.
         texts: by which what was quantized is compared; random words by default.
@@ -90,7 +94,7 @@ def export(
             with `plain`, one that `transformers` cannot; or the network cannot be quantized.
         NothingMatchedError: something that is excluded matches nothing.
         FileExistsError: the folder is there and not empty.
-        ImportError: the extra `onnx` or `peft` is needed and not installed.
+        ImportError: the extra `onnx`, `peft` or `compress` is needed and not installed.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
@@ -106,6 +110,8 @@ def export(
         raise FileExistsError(f"{target} is there already; give another output or overwrite it")
     if format == "onnx":
         require_onnx()
+    if quantize == "torchao":
+        require_torchao()
     if not isinstance(module, str | os.PathLike):
         check_module(module, "export", "its network's own save_pretrained(folder)")
     if not isinstance(module, LMModule):
@@ -174,7 +180,9 @@ def _check_numbers(format: str, adapter: bool, quantize: str | None, dtype: str 
             "out, or give quantize='int8'"
         )
     if dtype == "bfloat16" and quantize:
-        raise ValueError("dtype='bfloat16' and quantize='int8' exclude each other: give one")
+        raise ValueError(f"dtype='bfloat16' and quantize={quantize!r} exclude each other: give one")
+    if quantize == "torchao" and format != "hf":
+        raise ValueError("quantize='torchao' is for folders; for ONNX give quantize='int8'")
 
 
 def _tell(target: Path, agreed: Agreement, texts: Sequence[str] | None) -> None:

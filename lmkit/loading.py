@@ -97,6 +97,11 @@ def load(
             f"{str(path)!r} is neither a checkpoint, nor a folder, nor a model that the hub gives: "
             f"{str(error).splitlines()[0]}"
         ) from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{str(path)!r} has quantized weights of another library, for plain transformers "
+            "(from_pretrained): load what it was made of, or an export with quantize='int8'"
+        )
     architecture = (config.architectures or ["no architecture"])[0]
     noted = _noted(place / NOTE)
     for ending, by_head in _HEADS.items():
