@@ -83,7 +83,8 @@ class FakeQuantizedConv1D(Conv1D):
 
     def rounded(self) -> Tensor:
         """Return the rounded weight, turned back to `[o, i]`."""
-        return fake_quantize_weight(self.weight.T, *self.scheme.grid)
+        # Sums of products depend on how a weight lies in memory.
+        return fake_quantize_weight(self.weight.T.contiguous(), *self.scheme.grid)
 
     def extra_repr(self) -> str:
         """Say the numbers."""

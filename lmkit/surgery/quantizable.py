@@ -59,25 +59,27 @@ def quantizable_layers(
     """
     modules = dict(network.named_modules())
     shared = _shared(modules)
-    chosen: set[str] = set()
+    # By name, the target that asks for it.
+    chosen: dict[str, str] = {}
     for name in _places(modules, match_sites(network, targets) if targets else {}):
-        for each in shared[name]:
-            _check(each, modules[each], name)
-            chosen.add(each)
+        chosen |= {each: chosen.get(each, name) for each in shared[name]}
     for name in _token_tables(network, modules) if embeddings else ():
         if all(_is_plain(modules[each]) for each in shared[name]):
-            chosen |= shared[name]
+            chosen |= {each: chosen.get(each, name) for each in shared[name]}
     if not chosen:
         raise NothingMatchedError(
             "there is nothing to quantize: targets name no layer, and no table of the tokens was "
             "found"
         )
     gone = left_out(network, exclude)
-    gone |= {each for name in gone & chosen for each in shared[name]}
-    _check_exclude(network, exclude, chosen)
-    if chosen <= gone:
+    gone |= {each for name in gone & chosen.keys() for each in shared[name]}
+    _check_exclude(network, exclude, set(chosen))
+    left = {name: module for name, module in modules.items() if name in chosen.keys() - gone}
+    if not left:
         raise NothingMatchedError(f"exclude={list(exclude)} leaves nothing to quantize")
-    return {name: modules[name] for name in modules if name in chosen - gone}
+    for name, module in left.items():
+        _check(name, module, chosen[name])
+    return left
 
 
 def left_out(network: nn.Module, exclude: Sequence[str]) -> set[str]:
@@ -160,9 +162,8 @@ def _check(name: str, layer: Any, target: str) -> None:
     """
     if isinstance(layer, LowRankLinear | LowRankEmbedding):
         raise ValueError(
-            f"{name} is a product of rank {layer.rank}, and the sum of two rounded factors is "
-            "trained by none: leave it out (exclude), or export it as ONNX with quantize='int8', "
-            "which rounds both factors"
+            f"{name} is a product of rank {layer.rank}, whose factors are not quantized: leave it "
+            "out (exclude), or export it as ONNX with quantize='int8', where both are"
         )
     if not _is_plain(layer):
         also = "" if name == target else f", which shares the weight of {target},"
