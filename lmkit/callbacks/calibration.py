@@ -60,11 +60,7 @@ def prepared_batches(trainer: Trainer, module: LMModule, count: int) -> Iterator
 
 
 def gather(
-    calibration: Calibration,
-    trainer: Trainer,
-    module: LMModule,
-    batches: int,
-    instead: str = "take method='plain', which needs none",
+    calibration: Calibration, trainer: Trainer, module: LMModule, batches: int
 ) -> dict[str, torch.Tensor]:
     """Run a module on training batches, without dropout, and return what was gathered.
 
@@ -73,7 +69,6 @@ def gather(
         trainer: of a fit that sets up.
         module: with its network built; stays as it is.
         batches: of each rank.
-        instead: what to do where there are none, for the error.
 
     Returns:
         The mean of what was summed up, over the batches of all ranks, by name; without layers that
@@ -103,7 +98,7 @@ def gather(
     if not means:
         raise ValueError(
             f"the {seen} training batches to calibrate on have no real token: give more data, or "
-            f"{instead}"
+            "take method='plain', which needs none"
         )
     return means
 

@@ -6,8 +6,9 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
@@ -23,10 +24,10 @@ from ..surgery.quantization_ranges import (
     smoothing_of,
 )
 from ..surgery.sites import base_name
-from .calibration import gather
+from .calibration import in_evaluation, prepared_batches
 from .sensitivity import scan
 
-__all__ = ["METHODS", "Decision", "QuantizationPlan"]
+__all__ = ["METHODS", "Decision", "QuantizationPlan", "gather_ranges"]
 
 #: Training with rounding; or after the training inputs by their own range, not at all, or by one
 #: that was measured.
@@ -159,8 +160,7 @@ class QuantizationPlan:
         scales: dict[str, tuple[Tensor, Tensor]] = {}
         if self.smooth is not None or self.method == "static":
             watch = InputRanges(network, linear)
-            instead = "take method='dynamic' without smooth, which needs none"
-            ranges = gather(watch, trainer, module, self.calibration_batches, instead)
+            ranges = gather_ranges(watch, trainer, module, self.calibration_batches)
             if never := [name for name in linear if name not in ranges]:
                 raise ValueError(f"no batch passes {never[0]}: leave it out (exclude)")
             if self.smooth is not None:
@@ -205,6 +205,48 @@ class QuantizationPlan:
                 raise ValueError(f"sensitivity must be a share in [0, 1), got {given}")
         else:
             check_whole("sensitivity", given, 0)
+
+
+@torch.no_grad()
+def gather_ranges(
+    ranges: InputRanges, trainer: Trainer, module: LMModule, batches: int
+) -> dict[str, Tensor]:
+    r"""Run a module on training batches, and return the ranges of what its layers read.
+
+    Args:
+        ranges: hooks on layers of the module's network.
+        trainer: of a fit.
+        module: with its network built; stays as it is.
+        batches: of each rank.
+
+    Returns:
+        $-\min$ and $\max$ over all ranks, `[2, i]` by name; without layers that no batch has
+        passed. The same on each rank.
+
+    Raises:
+        ValueError: there are no batches, or they have no real token.
+    """
+    seen = 0
+    with in_evaluation(module, trainer), ranges:
+        device = next(module.parameters()).device
+        for batch in prepared_batches(trainer, module, batches):
+            with ranges.watching(batch):
+                module.step(batch)
+            seen += 1
+    found = {}
+    for name in ranges.layers:
+        # What a rank has not seen is not to be taken for zero.
+        empty = torch.full_like(ranges.total(name), -torch.inf)
+        own = (ranges.sums.get(name, empty)).to(device)
+        joined = cast(Tensor, trainer.strategy.reduce(own, reduce_op="max")).cpu()
+        if bool(joined.isfinite().all()):
+            found[name] = joined
+    if not found:
+        raise ValueError(
+            f"the {seen} training batches to calibrate on have no real token: give more data, or "
+            "take method='dynamic' without smooth, which needs none"
+        )
+    return found
 
 
 def _sharing(network: nn.Module, names: Sequence[str]) -> dict[str, list[str]]:

@@ -25,10 +25,10 @@ __all__ = [
 
 
 class InputRanges(Calibration):
-    r"""Gathers the least and the largest value of each input of linear layers, batch by batch.
+    r"""Gathers the least and the largest value of each input of linear layers.
 
-    Over real tokens alone. `sums` are `[2, i]`, the sums of the minima and of the maxima of the
-    batches, so that their mean does not depend on how many ranks have seen them; `counts` batches.
+    Over real tokens alone. `sums` are no sums here but $-\min$ and $\max$, `[2, i]`, so that the
+    larger ones of two are those of both; `counts` are batches.
 
     Attributes:
         readers: for each layer the names of all that read the same tensor, itself among them.
@@ -39,7 +39,7 @@ class InputRanges(Calibration):
         ...     with ranges.watching({"attention_mask": torch.tensor([[1, 1, 0]])}):
         ...         _ = network(torch.tensor([[[1.0, 2.0], [3.0, -4.0], [9.0, 9.0]]]))
         >>> ranges.sums["0"].tolist(), ranges.counts["0"]
-        ([[1.0, -4.0], [3.0, 2.0]], 1.0)
+        ([[-1.0, 4.0], [3.0, 2.0]], 1.0)
     """
 
     def __init__(self, network: nn.Module, names: list[str]) -> None:
@@ -64,8 +64,13 @@ class InputRanges(Calibration):
             rows = x.reshape(-1, x.shape[-1])
             real = real_positions(self._batch, x.shape[:-1], name in self.in_decoder)
             rows = rows if real is None else rows[real]
-            if len(rows):
-                self._add(name, torch.stack(torch.aminmax(rows, dim=0)).double(), 1.0)
+            if not len(rows):
+                return
+            least, most = torch.aminmax(rows, dim=0)
+            both = torch.stack([-least, most]).double()
+            before = self.sums.get(name)
+            self.sums[name] = both if before is None else torch.maximum(before, both)
+            self.counts[name] += 1
 
         def forget(*_: Any) -> None:
             self._read.clear()
@@ -83,11 +88,11 @@ def smoothing_of(
     readers: Mapping[str, list[str]],
     alpha: float,
 ) -> dict[str, Tensor]:
-    """Compute the factors of all layers: one for each input, the same for all that read it.
+    r"""Compute the factors of all layers: one for each input, the same for all that read it.
 
     Args:
         network: has the layers, not yet quantized.
-        ranges: `[2, i]` by dotted name, the mean over batches of the `InputRanges`.
+        ranges: $-\min$ and $\max$, `[2, i]` by dotted name, as of the `InputRanges`.
         readers: as of the `InputRanges`.
         alpha: in `[0, 1]`, see `smoothing_factors`.
 
@@ -106,7 +111,7 @@ def smoothing_of(
         if name in factors or any(users[id(layer.weight)] > 1 for layer in layers):
             continue
         most = torch.stack([_largest(layer) for layer in layers]).amax(0)
-        read = torch.stack([ranges[each].abs().amax(0) for each in together]).amax(0)
+        read = torch.stack([ranges[each].amax(0) for each in together]).amax(0).clamp_min(0)
         own = smoothing_factors(read.to(most), most, alpha)
         factors |= dict.fromkeys(together, own)
     return factors
@@ -115,17 +120,17 @@ def smoothing_of(
 def input_scales(
     ranges: Mapping[str, Tensor], factors: Mapping[str, Tensor] | None = None
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Compute step and zero point of what each layer reads, one of the whole tensor.
+    r"""Compute step and zero point of what each layer reads, one of the whole tensor.
 
     Args:
-        ranges: `[2, i]` by dotted name.
+        ranges: $-\min$ and $\max$, `[2, i]` by dotted name.
         factors: `[i]` by dotted name, by which inputs are divided before.
 
     Returns:
         Two scalars by dotted name.
 
     Example:
-        >>> input_scales({"a": torch.tensor([[-1.0, 0.0], [1.0, 1.55]])})["a"]
+        >>> input_scales({"a": torch.tensor([[1.0, 0.0], [1.0, 1.55]])})["a"]
         (tensor(0.0100), tensor(100.))
     """
     found = {}
@@ -133,7 +138,7 @@ def input_scales(
         scaled = both.float()
         if factors and name in factors:
             scaled = scaled / factors[name].float()
-        found[name] = affine_parameters(scaled[0].amin(), scaled[1].amax())
+        found[name] = affine_parameters(-scaled[0].amax(), scaled[1].amax())
     return found
 
 

@@ -53,11 +53,11 @@ def test_ranges_are_those_of_the_real_tokens(name: str) -> None:
     for place, x in seen.items():
         real = x if place in ranges.in_decoder else x[mask]
         low, high = real.flatten(0, -2).amin(0), real.flatten(0, -2).amax(0)
-        assert torch.equal(ranges.total(place), torch.stack([low, high]).double()), place
+        assert torch.equal(ranges.total(place), torch.stack([-low, high]).double()), place
         assert ranges.counts[place] == 1.0
 
 
-def test_means_of_batches_do_not_depend_on_who_has_seen_them() -> None:
+def test_ranges_do_not_depend_on_who_has_seen_a_batch() -> None:
     network = build("bert")
     places = matrix_places(network, "all")
     batches = [inputs(network), {k: v.flip(1) for k, v in inputs(network).items()}]
@@ -73,8 +73,8 @@ def test_means_of_batches_do_not_depend_on_who_has_seen_them() -> None:
     whole, *halves = parts
     for place in places:
         assert whole.counts[place] == 2
-        added = halves[0].total(place) + halves[1].total(place)
-        assert torch.allclose(whole.total(place), added, atol=1e-12)
+        joined = torch.maximum(halves[0].total(place), halves[1].total(place))
+        assert torch.equal(whole.total(place), joined)
 
 
 def test_layers_that_read_the_same_are_known() -> None:
@@ -101,7 +101,7 @@ def test_factors_are_one_for_each_input_and_change_nothing_but_the_rounding(name
         heaviest = torch.stack(
             [w.weight.abs().amax(1 if isinstance(w, Conv1D) else 0) for w in weights]
         ).amax(0)
-        expected = found[place].abs().amax(0).sqrt() / heaviest.double().sqrt()
+        expected = found[place].amax(0).sqrt() / heaviest.double().sqrt()
         assert torch.allclose(own.double(), expected, rtol=1e-5)
     scaled = copy.deepcopy(network)
     scale_weights(scaled, factors)
@@ -115,14 +115,14 @@ def test_factors_are_one_for_each_input_and_change_nothing_but_the_rounding(name
 def test_what_shares_a_weight_is_not_smoothed() -> None:
     network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     network[1].weight = network[0].weight
-    ranges = {str(n): torch.stack([-torch.ones(4), torch.ones(4)]) for n in range(3)}
+    ranges = {str(n): torch.ones(2, 4) for n in range(3)}
     readers = {"0": ["0"], "1": ["1", "2"], "2": ["1", "2"]}
     assert smoothing_of(network, ranges, readers, 0.5) == {}
     assert smoothing_of(network, ranges, {n: [n] for n in ranges}, 0.5).keys() == {"2"}
 
 
 def test_steps_reach_over_what_was_read_after_smoothing() -> None:
-    ranges = {"a": torch.tensor([[-1.0, -8.0], [0.5, 4.0]], dtype=torch.float64)}
+    ranges = {"a": torch.tensor([[1.0, 8.0], [0.5, 4.0]], dtype=torch.float64)}
     scale, zero = input_scales(ranges)["a"]
     assert scale.item() == pytest.approx(12 / 255) and zero.item() == 170
     scale, zero = input_scales(ranges, {"a": torch.tensor([1.0, 8.0])})["a"]
