@@ -73,6 +73,7 @@ def quantize_onnx(
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(source)
+    _turn_weights(model)
     layers = layers_of(model)
     names = [n for n in layers if (chosen is None or n in chosen) and n not in exclude]
     if not names:
@@ -101,18 +102,66 @@ def quantize_onnx(
             weight_type=QuantType.QInt8,
             nodes_to_exclude=stay,
         )
-    if inputs:
-        made = onnx.load(target)
-        by_node = {
-            f"{word}_quant": inputs[name]
-            for name in names
-            if name in inputs
-            for node in layers[name]
-            for word in (node.name, f"{node.name}_MatMul")
-        }
-        _fix_inputs(made, by_node)
-        onnx.save(made, target)
+    made = onnx.load(target)
+    by_node = {
+        f"{word}_quant": inputs[name]
+        for name in names
+        if inputs and name in inputs
+        for node in layers[name]
+        for word in (node.name, f"{node.name}_MatMul")
+    }
+    _fix_inputs(made, by_node)
+    _share_tables(made)
+    onnx.save(made, target)
     return names
+
+
+def _turn_weights(model: Any) -> None:
+    """Store weights that are turned in the graph, since other layers share them, as they are read.
+
+    Of others the exporter has done so.
+    """
+    from onnx import numpy_helper
+
+    known = {tensor.name: tensor for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    turns = {
+        node.output[0]: node
+        for node in model.graph.node
+        if node.op_type == "Transpose" and node.input[0] in known
+    }
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and node.input[1] in turns:
+            source = turns[node.input[1]].input[0]
+            name = f"{source}_turned"
+            if name not in known:
+                turned = numpy_helper.to_array(known[source]).T
+                known[name] = numpy_helper.from_array(np.ascontiguousarray(turned), name)
+                model.graph.initializer.append(known[name])
+            node.input[1] = name
+    used = {name for node in model.graph.node for name in node.input}
+    for output in [name for name in turns if name not in used]:
+        model.graph.node.remove(turns[output])
+
+
+def _share_tables(model: Any) -> None:
+    """Let a head that shares its weight with a table share its whole numbers, turned."""
+    from onnx import helper, numpy_helper
+
+    whole = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if tensor.data_type == helper.np_dtype_to_tensor_dtype(np.dtype(np.int8))
+        and len(tensor.dims) == 2
+    }
+    tables = {name: rows for name, rows in whole.items() if name.endswith("_rows")}
+    for name, weight in whole.items():
+        for table, rows in tables.items():
+            if name != table and np.array_equal(weight.T, rows):
+                turn = helper.make_node("Transpose", [table], [name], f"{name}_turn", perm=[1, 0])
+                model.graph.node.insert(0, turn)
+                stored = next(t for t in model.graph.initializer if t.name == name)
+                model.graph.initializer.remove(stored)
+                break
 
 
 def _quantize_table(model: Any, node: Any) -> None:
