@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..dashboard import is_dry_run
 from ..modules import LMModule
 from ..modules.own_base import become_base
 from ..modules.resume import coming_ledger
@@ -41,10 +42,10 @@ class QuantizationCallback(Callback):
     - `weight_only`: after the training, weights alone.
     - `static`: after the training, with ranges that were measured on training batches.
 
-    The last three are done when a fit ends, `max_steps=0` being enough, or when a validation, test
-    or prediction begins, behind the checkpoint it takes. The module is quantized then: test, export
-    and save it. Checkpoints of before hold it as it was. Put it before an `ExportCallback`, with
-    `weights="last"`.
+    The last three are done when a fit ends, `max_steps=0` being enough, and `quantized.ckpt` is
+    written where the other checkpoints are, which hold the module as it was; or when a validation,
+    test or prediction begins, behind the checkpoint it takes. The module is quantized then: test,
+    export and save it. Put it before an `ExportCallback`, with `weights="last"`.
 
     The worst layers may be left out: each is quantized alone, and by what the network then says of
     training batches they are compared (`sensitivity`). Large inputs may be shared out between
@@ -137,8 +138,12 @@ class QuantizationCallback(Callback):
             self._log(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Quantize after the training."""
+        """Quantize after the training, and write a checkpoint where the others are."""
         self._finish(trainer, pl_module)
+        folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+        if self.plan.method != "qat" and folder is not None and not is_dry_run(trainer):
+            trainer.save_checkpoint(f"{folder}/quantized.ckpt")
+            rank_zero_info(f"QuantizationCallback: whole numbers are in {folder}/quantized.ckpt")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Quantize what is validated, if no fit does so."""

@@ -19,6 +19,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import lmkit
 from lmkit.callbacks.calibration import training_batches
+from lmkit.callbacks.checkpoint import CheckpointCallback
 from lmkit.callbacks.export import ExportCallback
 from lmkit.callbacks.lora import LoRACallback
 from lmkit.callbacks.low_rank import LowRankCallback
@@ -264,6 +265,22 @@ def test_the_best_checkpoint_of_before_is_quantized_when_it_is_tested(tmp_path: 
     trainer.fit(plain, data)
     assert same(module, plain) and once.ledger == []
     assert trainer.test(plain, data, verbose=False) == [found]
+
+
+def test_whole_numbers_are_written_beside_the_other_checkpoints(tmp_path: Path) -> None:
+    for steps in (0, 2):
+        keep = CheckpointCallback(dirpath=str(tmp_path / f"kept{steps}"))
+        callback = QuantizationCallback("static", calibration_batches=2)
+        module, trainer = fit(tmp_path, callback, keep, max_steps=steps)
+        path = tmp_path / f"kept{steps}" / "quantized.ckpt"
+        assert same(lmkit.load(path), module) and quantized_layers(module.network)
+        if steps:
+            last = lmkit.load(tmp_path / "kept2" / "last.ckpt")
+            assert last.ledger == [] and not quantized_layers(last.network)
+        (found,) = make_trainer(callback).test(
+            make_module(tmp_path), make_data(tmp_path), ckpt_path=path, verbose=False
+        )
+        assert found == trainer.test(module, make_data(tmp_path), verbose=False)[0]
 
 
 def test_whole_numbers_are_not_trained(tmp_path: Path) -> None:
