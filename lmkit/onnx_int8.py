@@ -78,7 +78,6 @@ def quantize_onnx(
     names = [n for n in layers if (chosen is None or n in chosen) and n not in exclude]
     if not names:
         raise ValueError("no layer of the ONNX model is to be quantized: exclude fewer")
-    _share_smoothing(model)
     for name in names:
         for node in [node for node in layers[name] if node.op_type == "Gather"]:
             _quantize_table(model, node)
@@ -193,26 +192,6 @@ def _quantize_table(model: Any, node: Any) -> None:
     model.graph.node.remove(node)
     for offset, each in enumerate(new):
         model.graph.node.insert(place + offset, each)
-
-
-def _share_smoothing(model: Any) -> None:
-    """Divide what several layers read by its factors once, where these are the same."""
-    first: dict[bytes, str] = {}
-    renamed: dict[str, str] = {}
-    for tensor in model.graph.initializer:
-        if tensor.name.endswith(".smooth"):
-            renamed[tensor.name] = first.setdefault(tensor.raw_data, tensor.name)
-    divided: dict[tuple[str, ...], str] = {}
-    for node in list(model.graph.node):
-        for place, name in enumerate(node.input):
-            node.input[place] = renamed.get(name, name)
-        if node.op_type == "Div" and node.input[1] in first.values():
-            key = tuple(node.input)
-            if key in divided:
-                renamed[node.output[0]] = divided[key]
-                model.graph.node.remove(node)
-            else:
-                divided[key] = node.output[0]
 
 
 def _drop_unused(model: Any) -> None:

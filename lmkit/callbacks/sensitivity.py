@@ -56,11 +56,11 @@ def scan(
         for layer in replacements.values():
             layer.to(device).eval()
         for batch in prepared_batches(trainer, module, batches):
-            said = _step(module, batch)
+            said = module.step(batch)
             for group, names in {**groups, **together}.items():
                 others = {name: replacements[name] for name in names}
                 with swapped(module.network, others):
-                    gap, counted = _gap(module, said, _step(module, batch), batch)
+                    gap, counted = _gap(module, said, module.step(batch), batch)
                 sums[group] += float(gap)
             items += float(counted)
     added = torch.tensor([items, *sums.values()], dtype=torch.float64, device=device)
@@ -103,13 +103,6 @@ def swapped(network: nn.Module, others: Mapping[str, nn.Module]) -> Iterator[Non
 def _put(network: nn.Module, name: str, layer: nn.Module) -> None:
     owner, _, last = name.rpartition(".")
     setattr(network.get_submodule(owner), last, layer)
-
-
-def _step(module: LMModule, batch: Batch) -> StepOutput:
-    # What a step draws, such as the words of a generator, is the same for both.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return module.step(batch)
 
 
 def _gap(

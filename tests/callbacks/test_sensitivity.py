@@ -99,12 +99,15 @@ def test_a_module_without_scores_is_compared_by_its_logits(tmp_path: Path) -> No
                 n for n, _ in pl_module.network.named_modules() if n.endswith("intermediate.dense")
             )
             own = pl_module.network.get_submodule(name)
-            for other in (own, nn.Linear(own.in_features, own.out_features)):
+            new = nn.Linear(own.in_features, own.out_features)
+            for other in (own, new, new):
+                torch.rand(3)  # what was drawn before does not count
                 found.append(scan(trainer, pl_module, {name: [name]}, {name: other}, 2))
 
     fit_task("replaced_token", tmp_path, Look(), max_steps=1)
     # The generator draws the same words both times, so the same layer changes nothing.
     assert set(found[0].values()) == {0.0} and all(value > 0 for value in found[1].values())
+    assert found[1] == found[2]
 
 
 def test_layers_are_back_when_something_fails() -> None:
