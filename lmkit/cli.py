@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -79,6 +79,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _train(words: list[str]) -> int:
     def build() -> Callable[[], int]:
+        _quieten()
         arguments, name, configs = resolve_configs(words)
         if chains := [path for path in configs if has_stages(path)]:
             return _chain(words[0], arguments, chains[0], len(configs))
@@ -111,34 +112,9 @@ def _chain(command: str, arguments: list[str], path: Path, configs: int) -> Call
 
 
 def _export(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="lmkit export", description="Make a model from a checkpoint that works without lmkit."
-    )
-    parser.add_argument("--ckpt", required=True, metavar="PATH", help="a checkpoint of lmkit")
-    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
-    parser.add_argument(
-        "--format", choices=("hf", "onnx"), default="hf", help="Hugging Face folder or ONNX"
-    )
-    parser.add_argument(
-        "--base",
-        metavar="PATH",
-        help="where the base of a checkpoint of what was trained is now: a folder or hub name",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in DIR")
-    adapters = parser.add_mutually_exclusive_group()
-    adapters.add_argument(
-        "--merge", action="store_true", help="put active adapters and low-rank layers into weights"
-    )
-    adapters.add_argument(
-        "--adapter",
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="NAME",
-        help="write one adapter alone, for peft or lmkit; without NAME the only or active one",
-    )
-    parser.add_argument("--plain", action="store_true", help="refuse what only lmkit can load")
-    options = parser.parse_args(words[1:])
+    from .cli_export import read_options
+
+    options = read_options(words[1:])
 
     def build() -> Callable[[], int]:
         if not Path(options.ckpt).exists():
@@ -234,6 +210,15 @@ def _is_for_users(error: Exception) -> bool:
 
 def _quieten() -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    # transformers imports torchao where it is there, which reports on kernels of other machines,
+    # and torch on how torchao registers its types.
+    for name in ("torchao", "torchao.kernel.intmm", "torch.utils._pytree"):
+        logging.getLogger(name).addFilter(_is_no_import)
+
+
+def _is_no_import(record: logging.LogRecord) -> bool:
+    said = record.getMessage()
+    return not said.startswith(("Failed to load", "<enum '", "Warning: Detected no triton"))
 
 
 def _complain(message: str, code: int = WRONG) -> int:

@@ -7,30 +7,34 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from transformers import PreTrainedModel
 
 from .adapters import write_adapter
 from .adapters.ownership import check_module
-from .adapters.stored import unmerged
+from .export_network import agreement_of, cast, check_export, is_rounded, network_to_write
+from .functional.agreement import Agreement
 from .loading import load
 from .modules import LMModule
 from .modules.history import NOTE, history_of
 from .modules.network import usable_positions
-from .onnx_file import require_onnx, write_onnx
-from .surgery.composition import active_adapters, adapters_of
-from .surgery.folding import check_mergeable
-from .surgery.folding import merge as merge_into_base
+from .modules.onnx_network import OnnxNetwork
+from .onnx_file import require_onnx, write_int8, write_onnx
 from .surgery.plain_config import unsaid
-from .surgery.structure_folder import STRUCTURE, structural_specs, write_structure
+from .surgery.structure_folder import STRUCTURE, write_structure
+from .surgery.torchao_tensors import require_torchao
 
-__all__ = ["FORMATS", "check_export", "export"]
+__all__ = ["FORMATS", "NUMBERS", "QUANTIZED", "check_export", "export"]
 
-#: What a model can be exported as.
-FORMATS = ("hf", "onnx")
+#: What a model can be exported as; in which whole numbers, and in which floating-point ones.
+FORMATS, NUMBERS = ("hf", "onnx"), ("float32", "bfloat16")
+QUANTIZED = ("int8", "torchao")
+
+# Below this agreement what was written is not what was trained.
+_AGREE = 0.99
 
 
 def export(
@@ -42,6 +46,10 @@ def export(
     adapter: bool | str = False,
     base: str | os.PathLike[str] | None = None,
     plain: bool = False,
+    quantize: str | None = None,
+    exclude: Sequence[str] = (),
+    dtype: str | None = None,
+    texts: Sequence[str] | None = None,
 ) -> Path:
     """Write a trained model for use.
 
@@ -52,19 +60,30 @@ def export(
     and tokenizer, with free batch size and length, and its logits are compared with the network's
     in ONNX Runtime before it is handed over; adapters are part of it, merged or not.
 
+    A network with quantized layers, or such that learned to be, is written in whole numbers, and
+    `quantize` writes another one so. ONNX has 8 bits for weights and for what layers read, as ONNX
+    Runtime rounds it; a folder has them for weights alone, and a `structure.json`. `"torchao"` is a
+    folder that plain `transformers` loads where torchao is, for its kernels. What then is said of
+    examples is compared with what the network says, and less than 0.99 is a warning.
+
     Args:
         module: a module, or what `lmkit.load` takes; it stays as it is.
         output: the folder to make.
         format: `"hf"` or `"onnx"` (needs the extra `onnx`).
         overwrite: replace a folder that is there already.
-        merge: compute the active adapters into the base's weights, and low-rank layers into dense
-            ones.
+        merge: compute the active adapters into the base's weights, low-rank layers into dense ones,
+            and whole numbers into floating-point ones.
         adapter: write one adapter and its head alone, for plain peft where that computes the same
             and otherwise for `lmkit.adapters.add_adapter`: its name, or `True` for the only or only
             active one.
         base: a folder or hub name, where the base of a checkpoint that holds only what was trained
             is now; by default where it was.
         plain: refuse what plain `transformers` cannot load, before anything is written.
+        quantize: `"int8"` for whole numbers of 8 bits, `"torchao"` for those of its tensors (needs
+            the extra `compress`).
+        exclude: roles, names or patterns of layers that are not quantized.
+        dtype: of the weights of a folder: `"bfloat16"` for half the bytes, `"float32"` by default.
+        texts: by which what was quantized is compared; random words by default.
 
     Returns:
         The folder.
@@ -73,9 +92,10 @@ def export(
         TypeError: neither a module of lmkit nor a path or name.
         ValueError: an unknown format, options that exclude each other, adapters without `merge` or
             `adapter`, or a structure that neither `transformers` nor surgeries of lmkit can make;
-            with `plain`, one that `transformers` cannot.
+            with `plain`, one that `transformers` cannot; or the network cannot be quantized.
+        NothingMatchedError: something that is excluded matches nothing.
         FileExistsError: the folder is there and not empty.
-        ImportError: the extra `onnx` or `peft` is needed and not installed.
+        ImportError: the extra `onnx`, `peft` or `compress` is needed and not installed.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
@@ -85,11 +105,14 @@ def export(
     if plain and (adapter or format != "hf"):
         other = "adapter" if adapter else f"format={format!r}"
         raise ValueError(f"plain is about folders of whole models, and {other} is none: give one")
+    _check_numbers(format, bool(adapter), quantize, dtype)
     target = Path(output)
     if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is there already; give another output or overwrite it")
     if format == "onnx":
         require_onnx()
+    if quantize == "torchao":
+        require_torchao()
     if not isinstance(module, str | os.PathLike):
         check_module(module, "export", "its network's own save_pretrained(folder)")
     if not isinstance(module, LMModule):
@@ -97,8 +120,20 @@ def export(
     elif base is not None:
         raise ValueError("base is for a checkpoint to be loaded, and this module has its weights")
     module.configure_model()
+    if isinstance(module.network, OnnxNetwork):
+        raise ValueError(
+            "the module is of an ONNX model, which is an export: export what that was made of"
+        )
+    agreed: Agreement | None = None
     if not adapter:
-        network, specs = _network(module, format, merge, plain)
+        network, specs = network_to_write(module, format, merge, plain, quantize, exclude)
+        rounded = bool(quantize or is_rounded(module.network))
+        if not rounded and (exclude or (texts is not None and dtype != "bfloat16")):
+            raise ValueError("exclude and texts are for what is quantized: give quantize='int8'")
+        if dtype == "bfloat16":
+            cast(network, torch.bfloat16)
+        if format == "hf" and (rounded or dtype == "bfloat16"):
+            agreed = agreement_of(module, network, texts)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         folder = Path(scratch) / "export"
@@ -110,13 +145,20 @@ def export(
             network.save_pretrained(folder)
         else:
             folder.mkdir()
+            network.config.architectures = [type(network).__name__]
             network.config.save_pretrained(folder)
-            write_onnx(module, network, folder / "model.onnx")
+            path = folder / "model.onnx"
+            if quantize or is_rounded(network):
+                agreed, _ = write_int8(module, network, path, exclude, texts)
+            else:
+                write_onnx(module, network, path)
         _write_tokenizer(module, folder, target)
         _write_note(module, folder)
         if target.exists():
             shutil.rmtree(target) if target.is_dir() else target.unlink()
         folder.replace(target)
+    if agreed is not None:
+        _tell(target, agreed, texts)
     if not adapter and specs and format == "hf":
         widths = unsaid(network)
         how = widths[0] if widths else "merge=True (--merge) makes a plain folder, of dense layers"
@@ -127,66 +169,36 @@ def export(
     return target
 
 
-def check_export(module: LMModule, merge: bool = False, plain: bool = False) -> None:
-    """Check that a module can be written as a folder.
-
-    Args:
-        module: with its network built.
-        merge: whether adapters and low-rank layers are to be merged.
-        plain: whether plain `transformers` is to load it.
-
-    Raises:
-        ValueError: it cannot, because of its adapters or its structure; says what can be done.
-    """
-    names = adapters_of(module.network)
-    if names and not merge:
-        active = ", ".join(active_adapters(module.network)) or "none"
+def _check_numbers(format: str, adapter: bool, quantize: str | None, dtype: str | None) -> None:
+    """Check the options that say in which numbers a model is written."""
+    for word, given, known in (("quantize", quantize, QUANTIZED), ("dtype", dtype, NUMBERS)):
+        if given is not None and given not in known:
+            raise ValueError(f"{word} must be one of {', '.join(known)}, got {given!r}")
+        if given is not None and adapter:
+            raise ValueError(f"{word} is about whole models, and adapter is none: give one")
+    if dtype == "bfloat16" and format != "hf":
         raise ValueError(
-            f"the network has the adapters {', '.join(names)} (active: {active}), which plain "
-            "transformers does not know: merge=True (--merge) computes the active ones into the "
-            "base's weights, adapter=True (--adapter [NAME]) writes one of them alone"
+            "dtype='bfloat16' is for folders: on a CPU ONNX Runtime computes in float32. Leave it "
+            "out, or give quantize='int8'"
         )
-    if merge:
-        check_mergeable(module.network)
-    elif plain:
-        _check_plain(module.network, structural_specs(module.network, module.ledger))
+    if dtype == "bfloat16" and quantize:
+        raise ValueError(f"dtype='bfloat16' and quantize={quantize!r} exclude each other: give one")
+    if quantize == "torchao" and format != "hf":
+        raise ValueError("quantize='torchao' is for folders; for ONNX give quantize='int8'")
 
 
-def _network(
-    module: LMModule, format: str, merge: bool, plain: bool
-) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
-    """Return a copy of the network as it is to be written, on the CPU and in evaluation mode.
-
-    With it come the surgeries that its config does not say.
-    """
-    if format == "onnx" and module.network.config.is_encoder_decoder:
-        raise ValueError(
-            "format='onnx' is for encoders and decoders, and this is an encoder-decoder; export it "
-            "as 'hf'"
-        )
-    if format == "hf":
-        check_export(module, merge)
-    network: PreTrainedModel = copy.deepcopy(module.network).cpu().eval()
-    if merge:
-        merge_into_base(network)
-    if format == "onnx":  # it says each operation, whatever the structure
-        return network, []
-    specs = structural_specs(network, unmerged(module.ledger) if merge else module.ledger)
-    if plain:
-        _check_plain(network, specs)
-    return network, specs
-
-
-def _check_plain(network: PreTrainedModel, specs: list[dict[str, Any]]) -> None:
-    if specs:
-        kinds = ", ".join(dict.fromkeys(spec["class_path"].rpartition(".")[2] for spec in specs))
-        widths = unsaid(network)
-        why = f"a config has no words for it{f' ({widths[0]})' if widths else ''}"
-        merge = "" if widths else "merge=True (--merge) makes low-rank layers dense; "
-        raise ValueError(
-            f"plain transformers cannot express this structure, which was changed by {kinds}: "
-            f"{why}. {merge}without plain the folder gets a structure.json, which lmkit.load reads"
-        )
+def _tell(target: Path, agreed: Agreement, texts: Sequence[str] | None) -> None:
+    """Say how far what was written agrees with the network, and warn if it does not."""
+    by = f"{len(texts)} texts" if texts is not None else "random words"
+    # Of random words the highest scores may be as good as equal.
+    if agreed.cosine >= _AGREE and (texts is None or agreed.same >= _AGREE):
+        rank_zero_info(f"{target} says what the network says: {agreed} ({by})")
+        return
+    rank_zero_warn(
+        f"{target} does not say what the network says: {agreed} ({by}). Measure it on your task "
+        "before you use it; train with QuantizationCallback('qat'), leave the worst layers out "
+        "(sensitivity, exclude), or smooth the inputs (smooth)"
+    )
 
 
 def _write_tokenizer(module: LMModule, folder: Path, target: Path) -> None:

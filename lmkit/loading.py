@@ -25,6 +25,7 @@ from .modules import (
     TokenClassificationModule,
 )
 from .modules.history import NOTE
+from .modules.onnx_network import holds_onnx, run_onnx
 from .tokenization import load_tokenizer
 
 __all__ = ["load"]
@@ -55,7 +56,8 @@ def load(
 
     Args:
         path: a checkpoint file, the folder of an export (with a `structure.json` too, or any folder
-            that `save_pretrained` wrote), or a hub name.
+            that `save_pretrained` wrote), or a hub name. ONNX of a classification, a tagging, a
+            choice or answers runs in ONNX Runtime: it predicts and is tested, and is not trained.
         map_location: the device that the weights of a checkpoint go to, as in `torch.load`.
         base: a folder or hub name, where the base of a checkpoint that holds only what was trained
             is now; by default where it was.
@@ -67,7 +69,8 @@ def load(
         FileNotFoundError: the path is a file's and there is none.
         ValueError: a checkpoint that is cut short, holds code or is not lmkit's; a folder or hub
             name without a model, with a head that no module has, or whose weights are not of the
-            structure that it says.
+            structure that it says; ONNX of a language model.
+        ImportError: it is ONNX, and the extra `onnx` is not installed.
 
     Example:
         >>> load("nowhere.ckpt")
@@ -95,6 +98,11 @@ def load(
             f"{str(path)!r} is neither a checkpoint, nor a folder, nor a model that the hub gives: "
             f"{str(error).splitlines()[0]}"
         ) from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{str(path)!r} has quantized weights of another library, for plain transformers "
+            "(from_pretrained): load what it was made of, or an export with quantize='int8'"
+        )
     architecture = (config.architectures or ["no architecture"])[0]
     noted = _noted(place / NOTE)
     for ending, by_head in _HEADS.items():
@@ -102,6 +110,8 @@ def load(
             cls, settings = noted or (by_head, {})
             module = cls(model=str(path), **settings)
             module.tokenizer = load_tokenizer(str(path))
+            if holds_onnx(place):
+                run_onnx(module, place)
             module.configure_model()
             return module.eval()
     raise ValueError(

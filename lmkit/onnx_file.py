@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils.generic import ModelOutput
+from transformers.pytorch_utils import Conv1D
 
-from .modules import (
-    LMModule,
-    MultipleChoiceModule,
-    QuestionAnsweringModule,
-    SequenceClassificationModule,
-)
-from .modules.network_inputs import knows_types
-from .modules.sentence_objective import token_logits
+from .comparison import Outputs, compare, example_inputs, scores_of
+from .functional.agreement import Agreement
+from .modules import LMModule
+from .onnx_int8 import quantize_onnx
+from .surgery import NothingMatchedError
+from .surgery.quantizable import left_out
+from .surgery.quantization_conversion import fake_quantized_layers, make_float, quantized_layers
+from .surgery.sites import base_name
 
-__all__ = ["require_onnx", "write_onnx"]
+__all__ = ["require_onnx", "write_int8", "write_onnx"]
 
-# ONNX operators of this version are known to every runtime since ONNX Runtime 1.16.
-_OPSET = 18
+# ONNX operators of this version are known to every runtime since ONNX Runtime 1.17. It is the first
+# one in which GELU is one of them.
+_OPSET = 20
 
 
 def require_onnx() -> None:
@@ -48,16 +49,18 @@ def write_onnx(module: LMModule, network: PreTrainedModel, path: Path) -> None:
 
     Args:
         module: says which inputs its task has.
-        network: on the CPU, in evaluation mode.
+        network: on the CPU, in evaluation mode; its attention is the plain one afterwards.
         path: the file.
 
     Raises:
         ValueError: ONNX Runtime computes other logits.
     """
-    example = _example(module, network, rows=2, length=9)
+    example = example_inputs(module, network, rows=2, length=9)
+    # Fused attention is taken apart into a third more operators.
+    network.set_attn_implementation("eager")
     names = list(example)
     free = dict.fromkeys(range(example["input_ids"].dim()), torch.export.Dim.DYNAMIC)
-    outputs = _Outputs(network).train(False)
+    outputs = Outputs(network).train(False)
     with _quiet():
         torch.onnx.export(
             outputs,
@@ -71,28 +74,77 @@ def write_onnx(module: LMModule, network: PreTrainedModel, path: Path) -> None:
             external_data=False,
             verbose=False,
         )
-    _compare(module, network, path)
+    _check(module, network, path)
 
 
-def _example(
-    module: LMModule, network: PreTrainedModel, rows: int, length: int
-) -> dict[str, torch.Tensor]:
-    """Make inputs as the network takes them, one row of them padded."""
-    shape = (
-        (rows, 3, length)
-        if isinstance(module.task_module, MultipleChoiceModule)
-        else (rows, length)
-    )
-    ids = torch.randint(network.config.vocab_size, shape)
-    mask = torch.ones_like(ids)
-    mask[0, ..., length - 4 :] = 0
-    example = {"input_ids": ids, "attention_mask": mask}
-    of_pairs = (SequenceClassificationModule, QuestionAnsweringModule, MultipleChoiceModule)
-    if isinstance(module, of_pairs) and knows_types(network):
-        types = torch.zeros_like(ids)
-        types[..., length // 2 :] = 1
-        example["token_type_ids"] = types * mask
-    return example
+def write_int8(
+    module: LMModule,
+    network: PreTrainedModel,
+    path: Path,
+    exclude: Sequence[str] = (),
+    texts: Sequence[str] | None = None,
+) -> tuple[Agreement, list[str]]:
+    """Write a network as ONNX in whole numbers of 8 bits.
+
+    Of a network with quantized layers, or with such that learned to be, these are quantized, to the
+    numbers that they have; of another one all linear layers and tables.
+
+    Args:
+        module: says which inputs its task has.
+        network: on the CPU, in evaluation mode; its quantized layers are plain ones afterwards.
+        path: the file.
+        exclude: roles, names or patterns of layers that stay as they are.
+        texts: by which ONNX Runtime is compared with the network; random words by default.
+
+    Returns:
+        How far they agree, and the names of the layers that were quantized.
+
+    Raises:
+        ValueError: weights have 4 bits, or nothing is left to be quantized.
+        NothingMatchedError: something that is excluded matches nothing.
+    """
+    own: dict[str, Any] = fake_quantized_layers(network) | quantized_layers(network)
+    for name, layer in own.items():
+        if layer.scheme.bits != 8:
+            raise ValueError(
+                f"{name} has weights of {layer.scheme.bits} bits, and ONNX int8 has 8: export it "
+                "as 'hf', or with merge=True in floating-point numbers"
+            )
+    example = example_inputs(module, network, rows=8, length=24, texts=texts)
+    said = scores_of(network, example)
+    chosen = {base_name(name) for name in own} or _matrices(network)
+    gone: set[str] = set()
+    for pattern in exclude:
+        named = {base_name(name) for name in left_out(network, [pattern])}
+        if not named & chosen:
+            raise NothingMatchedError(
+                f"exclude names {pattern!r}, in which there is no layer that would be quantized: "
+                "leave it out"
+            )
+        gone |= named
+    inputs = {
+        base_name(name): (float(layer.input_scale), int(layer.input_zero_point))
+        for name, layer in own.items()
+        if getattr(layer, "input_scale", None) is not None
+    }
+    make_float(network, smoothed=True)
+    plain = path.with_name("plain.onnx")
+    write_onnx(module, network, plain)
+    names = quantize_onnx(plain, path, chosen, gone, inputs)
+    plain.unlink()
+    return compare(said, _run(path, example), example), names
+
+
+def _matrices(network: PreTrainedModel) -> set[str]:
+    """Return the names of all linear layers, and of the tables that are as wide as the tokens'."""
+    table: Any = network.get_input_embeddings()
+    width = table.embedding_dim if isinstance(table, nn.Embedding) else None
+    return {
+        base_name(name)
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D)
+        or (isinstance(layer, nn.Embedding) and layer.embedding_dim == width)
+    }
 
 
 @contextmanager
@@ -110,52 +162,20 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-class _Outputs(torch.nn.Module):
-    """Ids, mask and perhaps types in, logits out: no dictionary and no cache, unknown to ONNX."""
-
-    def __init__(self, network: PreTrainedModel) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        token_type_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        output = self._run(input_ids, attention_mask, token_type_ids)
-        if "start_logits" in output:
-            return output["start_logits"], output["end_logits"]
-        return token_logits(output)
-
-    def names(self, example: dict[str, torch.Tensor]) -> list[str]:
-        """Return the names of what `forward` returns."""
-        with torch.no_grad():
-            made = self(**example)
-        return ["start_logits", "end_logits"] if isinstance(made, tuple) else ["logits"]
-
-    def _run(
-        self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None
-    ) -> ModelOutput:
-        known = inspect.signature(self.network.forward).parameters
-        extra: dict[str, Any] = {"use_cache": False} if "use_cache" in known else {}
-        if types is not None:
-            extra["token_type_ids"] = types
-        return cast(ModelOutput, self.network(input_ids=ids, attention_mask=mask, **extra))
-
-
-def _compare(module: LMModule, network: PreTrainedModel, path: Path) -> None:
+def _run(path: Path, example: dict[str, Tensor]) -> list[Tensor]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    example = _example(module, network, rows=3, length=14)
-    found = session.run(None, {name: ids.numpy() for name, ids in example.items()})
-    outputs = _Outputs(network).train(False)
-    with torch.no_grad():
-        made = outputs(**example)
+    known = {given.name for given in session.get_inputs()}
+    feed = {name: ids.numpy() for name, ids in example.items() if name in known}
+    return [torch.from_numpy(found) for found in session.run(None, feed)]
+
+
+def _check(module: LMModule, network: PreTrainedModel, path: Path) -> None:
+    example = example_inputs(module, network, rows=3, length=14)
     real = example["attention_mask"].bool()
-    for theirs, ours in zip(found, made if isinstance(made, tuple) else (made,), strict=True):
-        gaps = (torch.from_numpy(theirs) - ours).abs()
+    for theirs, ours in zip(_run(path, example), scores_of(network, example), strict=True):
+        gaps = (theirs - ours).abs()
         # What a network says of padding depends on the kernel, and nobody looks at it.
         per_token = gaps.shape[: real.dim()] == real.shape
         gap = (gaps[real] if per_token else gaps).max().item()

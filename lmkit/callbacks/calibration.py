@@ -15,7 +15,7 @@ from ..modules import LMModule
 from ..surgery.calibration import Calibration, RowFisher
 from ..types import Batch
 
-__all__ = ["gather", "training_batches"]
+__all__ = ["gather", "in_evaluation", "prepared_batches", "training_batches"]
 
 
 def training_batches(trainer: Trainer, count: int) -> Iterator[Batch]:
@@ -43,6 +43,22 @@ def training_batches(trainer: Trainer, count: int) -> Iterator[Batch]:
                 batches.close()
 
 
+def prepared_batches(trainer: Trainer, module: LMModule, count: int) -> Iterator[Batch]:
+    """Yield the first training batches as the module's step takes them, on its device.
+
+    Args:
+        trainer: of a fit that sets up.
+        module: with its network built.
+        count: how many; fewer where there are fewer.
+    """
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    for batch in training_batches(trainer, count):
+        if datamodule is not None:
+            batch = datamodule.on_before_batch_transfer(batch, 0)
+        device = next(module.parameters()).device
+        yield module.prepare({name: t.to(device) for name, t in batch.items()})
+
+
 def gather(
     calibration: Calibration, trainer: Trainer, module: LMModule, batches: int
 ) -> dict[str, torch.Tensor]:
@@ -61,16 +77,10 @@ def gather(
     Raises:
         ValueError: there are no batches, or they have no real token.
     """
-    root = trainer.strategy.root_device
-    # Sums are float64, which not every accelerator has.
-    device = root if root.type == "cuda" else torch.device("cpu")
     differentiated = isinstance(calibration, RowFisher)
-    seen = 0
-    with _in_evaluation(module, device), calibration, torch.set_grad_enabled(differentiated):
-        for batch in training_batches(trainer, batches):
-            if trainer.datamodule is not None:  # type: ignore[attr-defined]
-                batch = trainer.datamodule.on_before_batch_transfer(batch, 0)  # type: ignore[attr-defined]
-            prepared = module.prepare({name: t.to(device) for name, t in batch.items()})
+    seen, device = 0, _device(trainer)
+    with in_evaluation(module, trainer), calibration, torch.set_grad_enabled(differentiated):
+        for prepared in prepared_batches(trainer, module, batches):
             with calibration.watching(prepared):
                 output = module.step(prepared)
                 if isinstance(calibration, RowFisher):
@@ -94,18 +104,29 @@ def gather(
 
 
 @contextmanager
-def _in_evaluation(module: LMModule, device: torch.device) -> Iterator[None]:
-    """Put a module on a device and in evaluation mode, for a while."""
+def in_evaluation(module: LMModule, trainer: Trainer) -> Iterator[None]:
+    """Put a module on the device of a Trainer and in evaluation mode, for a while.
+
+    Args:
+        module: with its network built.
+        trainer: of a fit that sets up.
+    """
     modes = [(part, part.training) for part in module.modules()]
     home = next(module.parameters()).device
     # Data that do not fit the network are told there, and classes get their weights in the loss.
     module.setup("fit")
     module.eval()
     # By torch's own method: Lightning's would note the device, which the set-up foresees already.
-    nn.Module.to(module, device)
+    nn.Module.to(module, _device(trainer))
     try:
         yield
     finally:
         nn.Module.to(module, home)
         for part, mode in modes:
             part.training = mode
+
+
+def _device(trainer: Trainer) -> torch.device:
+    root = trainer.strategy.root_device
+    # Sums are float64, which not every accelerator has.
+    return root if root.type == "cuda" else torch.device("cpu")

@@ -1,0 +1,180 @@
+"""The network of a module as it is to be written: merged, in whole numbers, or as it is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .adapters.stored import unmerged
+from .comparison import compare, example_inputs, scores_of
+from .functional.agreement import Agreement
+from .modules import LMModule
+from .surgery import to_spec
+from .surgery.composition import active_adapters, adapters_of
+from .surgery.folding import check_mergeable
+from .surgery.folding import merge as merge_into_base
+from .surgery.low_rank import low_rank_layers
+from .surgery.plain_config import unsaid
+from .surgery.quantization import Quantize, converted
+from .surgery.quantization_conversion import (
+    convert,
+    fake_quantized_layers,
+    make_float,
+    quantized_layers,
+)
+from .surgery.structure_folder import structural_specs
+from .surgery.torchao_tensors import prepare_for_saving, shares_table, use_torchao
+
+__all__ = ["agreement_of", "cast", "check_export", "is_rounded", "network_to_write"]
+
+
+def check_export(module: LMModule, merge: bool = False, plain: bool = False) -> None:
+    """Check that a module can be written as a folder.
+
+    Args:
+        module: with its network built.
+        merge: whether adapters and low-rank layers are to be merged.
+        plain: whether plain `transformers` is to load it.
+
+    Raises:
+        ValueError: it cannot, because of its adapters or its structure; says what can be done.
+    """
+    names = adapters_of(module.network)
+    if names and not merge:
+        active = ", ".join(active_adapters(module.network)) or "none"
+        raise ValueError(
+            f"the network has the adapters {', '.join(names)} (active: {active}), which plain "
+            "transformers does not know: merge=True (--merge) computes the active ones into the "
+            "base's weights, adapter=True (--adapter [NAME]) writes one of them alone"
+        )
+    if merge and (adapters_of(module.network) or not is_rounded(module.network)):
+        check_mergeable(module.network)
+    elif plain and not merge:
+        _check_plain(module.network, structural_specs(module.network, module.ledger))
+        if is_rounded(module.network):
+            _check_plain(module.network, [to_spec(Quantize())])
+
+
+def network_to_write(
+    module: LMModule,
+    format: str,
+    merge: bool,
+    plain: bool,
+    quantize: str | None,
+    exclude: Sequence[str],
+) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
+    """Return a copy of the network as it is to be written, on the CPU and in evaluation mode.
+
+    Args:
+        module: with its network built.
+        format: `"hf"` or `"onnx"`.
+        merge: whether adapters, low-rank layers and whole numbers become plain layers.
+        plain: whether plain `transformers` is to load it.
+        quantize: `"int8"` or `"torchao"`, of a folder; ONNX is quantized when it is written.
+        exclude: layers that are not.
+
+    Returns:
+        The network, and the surgeries that its config does not say.
+
+    Raises:
+        ValueError: it cannot be written so; says what can be done.
+        NothingMatchedError: something that is excluded matches nothing.
+    """
+    if format == "onnx" and module.network.config.is_encoder_decoder:
+        raise ValueError(
+            "format='onnx' is for encoders and decoders, and this is an encoder-decoder; export it "
+            "as 'hf'"
+        )
+    if format == "hf":
+        check_export(module, merge)
+    network: PreTrainedModel = copy.deepcopy(module.network).cpu().eval()
+    ledger = module.ledger
+    if merge:
+        # First, for adapters have learned beside what the rounded layers compute.
+        make_float(network)
+        if adapters_of(network) or low_rank_layers(network):
+            merge_into_base(network)
+        ledger = [spec for spec in unmerged(ledger) if not _is_quantization(spec)]
+    if format == "onnx":  # it says each operation, whatever the structure
+        return network, []
+    convert(network)
+    ledger = converted(ledger)
+    done = quantized_layers(network)
+    if done and (exclude or quantize == "int8"):
+        raise ValueError(
+            "the network is quantized already, and is written so: leave quantize and exclude out, "
+            "or merge=True makes floating-point numbers of it before"
+        )
+    if quantize and not done:
+        is_torchao = quantize == "torchao"
+        surgery = Quantize(
+            exclude=exclude,
+            embeddings=not (is_torchao and shares_table(network)),
+            activations="per_token" if is_torchao else None,
+        )
+        surgery(network)
+        ledger.append(to_spec(surgery))
+    if quantize == "torchao":
+        use_torchao(network)
+        prepare_for_saving(network)
+        return network, []
+    specs = structural_specs(network, ledger)
+    if plain:
+        _check_plain(network, specs)
+    return network, specs
+
+
+def is_rounded(network: nn.Module) -> bool:
+    """Whether a network has quantized layers, or such that learn to be."""
+    return bool(quantized_layers(network) or fake_quantized_layers(network))
+
+
+def cast(network: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Write all weights of a network in other floating-point numbers.
+
+    Raises:
+        ValueError: some are whole numbers.
+    """
+    if quantized_layers(network):
+        raise ValueError(
+            "dtype='bfloat16' is for floating-point weights, and these are whole numbers: leave it "
+            "out, or merge=True makes floating-point numbers of them before"
+        )
+    network.to(dtype)  # type: ignore[arg-type]
+
+
+def agreement_of(
+    module: LMModule, network: PreTrainedModel, texts: Sequence[str] | None
+) -> Agreement:
+    """Compare what is to be written with the network of a module.
+
+    Args:
+        module: with its network built.
+        network: of `network_to_write`.
+        texts: by which they are compared; random words by default.
+    """
+    before = copy.deepcopy(module.network).cpu().eval()
+    example = example_inputs(module, before, rows=8, length=24, texts=texts)
+    return compare(scores_of(before, example), scores_of(network, example), example)
+
+
+def _check_plain(network: PreTrainedModel, specs: list[dict[str, Any]]) -> None:
+    if specs:
+        kinds = ", ".join(dict.fromkeys(spec["class_path"].rpartition(".")[2] for spec in specs))
+        widths = unsaid(network)
+        why = f"a config has no words for it{f' ({widths[0]})' if widths else ''}"
+        merge = "merge=True (--merge) makes low-rank layers dense, and whole numbers floating-point"
+        remedy = "" if widths else f"{merge} ones; "
+        raise ValueError(
+            f"plain transformers cannot express this structure, which was changed by {kinds}: "
+            f"{why}. {remedy}without plain the folder gets a structure.json, which lmkit.load reads"
+        )
+
+
+def _is_quantization(spec: Mapping[str, Any]) -> bool:
+    return str(spec["class_path"]).startswith("lmkit.surgery.quantization.")
