@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from ..onnx_session import open_session
 from .base import LMModule
 from .multiple_choice import MultipleChoiceModule
 from .network import named_config, usable_positions
@@ -33,10 +34,6 @@ _TASKS = (
     MultipleChoiceModule,
 )
 
-# Joins a sum and a normalization into one operator, which on a CPU takes three to four times as
-# long as the two (ONNX Runtime 1.32).
-_SLOWER = ["SkipLayerNormFusion"]
-
 
 class OnnxNetwork(nn.Module):
     """Runs an ONNX model on the CPU, and takes and gives what its network took and gave.
@@ -54,20 +51,7 @@ class OnnxNetwork(nn.Module):
 
     def __init__(self, path: Path, config: Any, network: PreTrainedModel) -> None:
         super().__init__()
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ImportError(
-                f"{path} runs in ONNX Runtime, which needs the extra: pip install 'lmkit[onnx]'"
-            ) from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        self.session = onnxruntime.InferenceSession(
-            str(path),
-            options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=_SLOWER,
-        )
+        self.session = open_session(path, torch.get_num_threads())
         self._takes = {given.name for given in self.session.get_inputs()}
         self._gives = [given.name for given in self.session.get_outputs()]
         self.config = copy.deepcopy(config)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..onnx_session import open_session
+
 __all__ = ["OnnxRunner", "onnx_file"]
 
 
@@ -42,17 +44,10 @@ class OnnxRunner:
     """
 
     def __init__(self, folder: str | os.PathLike[str], threads: int) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ImportError("ONNX needs the extra: pip install 'lmkit[onnx]'") from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         self.file = onnx_file(folder)
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         self.vocabulary = int(config.get("vocab_size", 2))
-        how = {"sess_options": options, "providers": ["CPUExecutionProvider"]}
-        self.session: Any = onnxruntime.InferenceSession(str(self.file), **how)
+        self.session = open_session(self.file or folder, threads)
         self.inputs = {entry.name: len(entry.shape) for entry in self.session.get_inputs()}
         self.outputs = [entry.name for entry in self.session.get_outputs()]
 
