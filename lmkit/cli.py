@@ -108,6 +108,8 @@ def _chain(command: str, arguments: list[str], path: Path, configs: int) -> Call
     chain = read_chain(path)
     rest = [word for word in arguments[1:] if word not in ("-c", "--config", str(path))]
     rest = [word for word in rest if word not in (f"-c={path}", f"--config={path}")]
+    if {"-h", "--help", "--print_config"} & set(rest):
+        return lambda: _out(path.read_text(encoding="utf-8")) or 0
     return chain.planned(rest, main)
 
 

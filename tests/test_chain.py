@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lmkit import load
 from lmkit.chain import has_stages, read_chain
 from tests import task_files
 from tests.test_recipes import FAST, encoder
@@ -105,6 +106,25 @@ def test_an_unfinished_stage_goes_on_from_its_last_checkpoint(line, capsys):
     shutil.rmtree(ROOT / "3-factors")
     assert lmkit(f"{line} --ckpt_path last --distil.trainer.max_steps=6") == 0
     assert checkpoint(str(ROOT / "2-distil"))["global_step"] == 6
+
+
+def test_the_recipe_of_compression_makes_a_small_model_of_whole_numbers(tmp_path, capsys):
+    named = " ".join(f"--data.{k}={v}" for k, v in task_files.labelled_texts(tmp_path).items())
+    model = encoder(tmp_path / "model")
+    command = f"fit -c compression {FAST} {named} --data.max_length=32"
+    command += f" --teacher.model.model={model} --distil.model.student_layers=[0]"
+    command += " --trainer.callbacks.StructuredPruningCallback.interval=1"
+    command = command.replace(" --trainer.callbacks.Str", " --prune.trainer.callbacks.Str")
+    assert lmkit(command) == 0
+    root = Path("runs/compression")
+    last = checkpoint(str(root / "4-quantize"))["lmkit"]
+    kinds = [[s["class_path"].rpartition(".")[2] for s in f["surgeries"]] for f in last["history"]]
+    assert kinds == [[], [], ["RemoveUnits"], ["FakeQuantize"]]
+    assert last["config"]["num_hidden_layers"] == 1
+    small = load(root / "4-quantize/exported")
+    assert "label" in small("the quick fox")
+    assert lmkit("fit -c compression --print_config") == 0
+    assert "stages:" in capsys.readouterr().out
 
 
 def test_only_a_fit_takes_stages(tmp_path, capsys):
