@@ -371,6 +371,13 @@ CASES = [
         callbacks=lambda: [callbacks.PruningCallback(0.5, start=0.0, interval=1)],
         covers=("PruningCallback",),
     ),
+    # What layers read is rounded in tests of their own: a half may fall to either side of it.
+    Case(
+        "quantization",
+        callbacks=lambda: [callbacks.QuantizationCallback(activations=None)],
+        export="structure",
+        covers=("QuantizationCallback",),
+    ),
     Case(
         "structured_pruning",
         callbacks=lambda: [

@@ -20,7 +20,9 @@ PAIRS = [*permutations(WATCHING, 2), *permutations(CHANGING, 2)]
 #: What does not go together, and what is said of it.
 REFUSED = {
     frozenset({"low_rank", "pruning"}): "computed by a LowRankLinear",
+    frozenset({"low_rank", "quantization"}): "is a product of rank|is a FakeQuantizedLinear",
     frozenset({"low_rank", "structured_pruning"}): "is a product of rank",
+    frozenset({"quantization", "structured_pruning"}): "only plain linear layers are cut",
     frozenset({"pruning", "structured_pruning"}): "weights that PruningCallback has masks for",
 } | {
     frozenset({name, "structured_pruning"}): "is wrapped by"
@@ -56,7 +58,13 @@ def test_two_techniques_train_together_and_load_alone(
     module = train(case, tmp_path, *first.callbacks(), *second.callbacks(), max_steps=2)
     changes = {name for each in (first, second) if not each.watches for name in [each.name]}
     frozen = {n for n, p in module.named_parameters() if not p.requires_grad}
-    trains_all = {"gradual_unfreezing", "low_rank", "pruning", "structured_pruning"}
+    trains_all = {
+        "gradual_unfreezing",
+        "low_rank",
+        "pruning",
+        "quantization",
+        "structured_pruning",
+    }
     assert bool(frozen) == bool(changes - trains_all)
 
 
@@ -95,8 +103,10 @@ def test_all_techniques_at_once(tmp_path: Path) -> None:
     together = [
         callback
         for each in WITH_CALLBACKS
-        # Products of low-rank factors have no weights to be set to zero one by one, and no units.
-        if each.name not in ("export", "samples", "surgery", "pruning", "structured_pruning")
+        # Products of low-rank factors have no weights to be set to zero one by one, or rounded, and
+        # no units.
+        if each.name
+        not in ("export", "samples", "surgery", "pruning", "quantization", "structured_pruning")
         for callback in each.callbacks()
     ]
     module = case.make_module()

@@ -80,6 +80,7 @@ TASKS = {
     "gradual_unfreezing": Task(task_files.labelled_texts, "label"),
     "low_rank": Task(task_files.labelled_texts, "label"),
     "structured_pruning": Task(task_files.labelled_texts, "label"),
+    "quantization": Task(task_files.labelled_texts, "label"),
     **{word: Task(task_files.labelled_texts, "label") for word in TUNED_IN_PART},
     "pair_classification": Task(
         task_files.scored_pairs, "label", "--data.max_length=32 --data.label_column=score", PAIR

@@ -17,6 +17,7 @@ from .prefix_tuning import PrefixTuningCallback
 from .prompt_tuning import PromptTuningCallback
 from .provenance import ProvenanceCallback
 from .pruning import PruningCallback
+from .quantization import QuantizationCallback
 from .samples import SamplesCallback
 from .selective_tuning import SelectiveTuningCallback
 from .structured_pruning import StructuredPruningCallback
@@ -41,6 +42,7 @@ __all__ = [
     "PromptTuningCallback",
     "ProvenanceCallback",
     "PruningCallback",
+    "QuantizationCallback",
     "SamplesCallback",
     "SelectiveTuningCallback",
     "StructuredPruningCallback",
