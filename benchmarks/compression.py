@@ -28,6 +28,7 @@ import torch
 from distillation import HIDDEN, LOGITS, TASKS, data_of, fit, length_of, task_module, teach
 from lightning.pytorch import seed_everything
 from measure import arguments, write_json
+from rich.console import Console
 from sequence_classification import rows_of
 
 UNTRAINED = [f"untrained {by}" for by in ("taylor", "activation", "magnitude", "random")]
@@ -104,8 +105,8 @@ def compare(options: argparse.Namespace, seed: int) -> dict[str, Any]:
             models[way] = str(made(options, folder, seed, teacher, way))
         data = data_of(options, folder, seed, teacher)
         report = efficiency(models, data, dense="dense", rounds=options.rounds)
-        print(report.table(), flush=True)
-        return {"seed": seed, "rows": report.rows}
+        Console(width=160).print(report.table())
+        return {"seed": seed, **report.to_dict()}
 
 
 def main() -> None:
