@@ -109,8 +109,13 @@ def _chain(command: str, arguments: list[str], path: Path, configs: int) -> Call
     rest = [word for word in arguments[1:] if word not in ("-c", "--config", str(path))]
     rest = [word for word in rest if word not in (f"-c={path}", f"--config={path}")]
     if {"-h", "--help", "--print_config"} & set(rest):
-        return lambda: _out(path.read_text(encoding="utf-8")) or 0
+        return lambda: _show(path)
     return chain.planned(rest, main)
+
+
+def _show(path: Path) -> int:
+    _out(path.read_text(encoding="utf-8"))
+    return 0
 
 
 def _export(words: list[str]) -> int:
