@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 __all__ = ["Chain", "Stage", "has_stages", "read_chain"]
 
+# Options of a fit that have others inside.
+_PARTS = ("model", "data", "trainer", "checkpoint", "optimizer", "lr_scheduler")
 _KEYS = ("config", "options", "checkpoint", "export")
 _DONE = "stage.json"
 _PLACE = re.compile(r"\{(\w+)\}")
@@ -103,6 +107,14 @@ class Chain:
             open_stage = open_stage or ("" if (folder / _DONE).is_file() else stage.name)
 
         def run() -> int:
+            # A wrong option of the last stage is better known before the first one is fit.
+            for stage in self.stages:
+                with redirect_stdout(io.StringIO()):
+                    words = [*settings[stage.name], "--print_config"]
+                    code = command(["fit", "-c", stage.config, *words])
+                if code:
+                    _say(f"the options of the stage {stage.name} are wrong, and nothing was fit")
+                    return code
             for stage in self.stages:
                 if code := self._run(stage, settings[stage.name], folders[stage.name], command):
                     return code
@@ -120,6 +132,13 @@ class Chain:
             text = value if isinstance(value, str) else json.dumps(value)
             return _PLACE.sub(lambda found: str(exports.get(found[1], found[0])), text)
 
+        known = (*names, *_PARTS)
+        for key in given:
+            first, dot, _ = key.partition(".")
+            if dot and first not in known:
+                near = difflib.get_close_matches(first, known, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise ValueError(f"--{key}: {hint}The stages are {', '.join(names)}")
         words = [f"--{key}={fill(value)}" for key, value in stage.options.items()]
         own = []
         for key, values in given.items():
@@ -139,12 +158,13 @@ class Chain:
             return 0
         _say(f"{title}: {stage.config}")
         place = f"--trainer.default_root_dir={folder}"
-        code = command(["fit", "-c", stage.config, place, *words, "--ckpt_path=last"])
+        kept = folder / "checkpoints"
+        goes_on = ["--ckpt_path=last"] if kept.is_dir() else []
+        code = command(["fit", "-c", stage.config, place, *words, *goes_on])
         if code:
+            _say(f"{title}: stopped; the same command with --ckpt_path last goes on with it")
             return code
-        from .cli_checkpoint import find_checkpoint
-
-        found = find_checkpoint(stage.checkpoint, [folder / "checkpoints"], resume=False)
+        found = _checkpoint(stage, kept)
         how = [
             f"--{key}" if value is True else f"--{key}={value}"
             for key, value in stage.export.items()
@@ -212,6 +232,15 @@ def read_chain(path: Path) -> Chain:
                     )
         stages.append(stage)
     return Chain(tuple(stages), path.stem)
+
+
+def _checkpoint(stage: Stage, folder: Path) -> Path | None:
+    from .cli_checkpoint import find_checkpoint
+
+    try:
+        return find_checkpoint(stage.checkpoint, [folder], resume=False)
+    except FileNotFoundError:  # a run without a validation has no best one
+        return find_checkpoint("last", [folder], resume=False)
 
 
 def _options(words: Sequence[str]) -> dict[str, list[str]]:

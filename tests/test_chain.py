@@ -108,6 +108,28 @@ def test_an_unfinished_stage_goes_on_from_its_last_checkpoint(line, capsys):
     assert checkpoint(str(ROOT / "2-distil"))["global_step"] == 6
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("--factors.model.learning_rat=1", "did you mean 'learning_rate'?"),
+        ("--factors.trainer.callbacks.LoRACallback.rank=3", "LoRACallback"),
+        ("--teachr.model.model=x", "did you mean 'teacher'? The stages are teacher, distil"),
+    ],
+)
+def test_a_wrong_option_of_any_stage_is_refused_before_the_first(wrong, said, line, capsys):
+    assert lmkit(f"{line} {wrong}") == 2
+    assert said in capsys.readouterr().err
+    assert not ROOT.exists()
+
+
+def test_a_stage_without_a_validation_exports_its_last_checkpoint(line):
+    never = "--teacher.trainer.val_check_interval=null --teacher.trainer.limit_val_batches=0"
+    path = write({"teacher": STAGES["teacher"]})
+    named = line.replace("--trainer.val_check_interval=2", "")
+    assert lmkit(f"{named} {never} --test_at_end=false") == 0
+    assert path.is_file() and (ROOT / "1-teacher/exported/config.json").is_file()
+
+
 def test_the_recipe_of_compression_makes_a_small_model_of_whole_numbers(tmp_path, capsys):
     named = " ".join(f"--data.{k}={v}" for k, v in task_files.labelled_texts(tmp_path).items())
     model = encoder(tmp_path / "model")

@@ -209,7 +209,9 @@ def remove_dimensions(
     """
     width = find_hidden(module.network).width
     if plan.hidden is None or plan.hidden >= width:
-        raise ValueError(f"hidden={plan.hidden} removes nothing from {width} dimensions: ask less")
+        raise ValueError(
+            f"hidden={plan.hidden} removes nothing from {width} dimensions: ask for less"
+        )
     how = plan.importance, plan.calibration_batches, plan.seed
     scores = calibrated_dimensions(trainer, module, *how)
     kept = trainer.strategy.broadcast(best(scores, plan.hidden).nonzero().flatten().tolist())

@@ -59,7 +59,7 @@ class UnitTargets:
             words = ("heads", "ffn", "parameters", "speedup")
             given = ((word, getattr(plan, word)) for word in words)
             asked = ", ".join(f"{word}={value}" for word, value in given if value is not None)
-            raise ValueError(f"{asked} removes nothing from what is there: ask less")
+            raise ValueError(f"{asked} removes nothing from what is there: ask for less")
 
     def choose(self, scores: Mapping[str, Tensor], done: float) -> dict[str, Tensor]:
         """Return which units are kept, bool `[count]` on the CPU, by name.
@@ -99,7 +99,8 @@ class UnitTargets:
         if kept > units.count and self.plan.allocation == "local":
             raise ValueError(
                 f"{units.kind}={value} is more than the "
-                f"{units.count * self.queries.get(units.name, 1)} that {units.name} reads: ask less"
+                f"{units.count * self.queries.get(units.name, 1)} that {units.name} reads: ask "
+                "for less"
             )
         return min(kept, units.count)
 
