@@ -257,13 +257,10 @@ def test_the_best_checkpoint_of_before_is_quantized_when_it_is_tested(tmp_path: 
     assert quantized_layers(module.network) and len(module.ledger) == 1
     assert any(not torch.equal(last[name], t) for name, t in weights(module).items())
     # It is what the first step alone would have become.
-    seed_everything(7)
-    once = make_module(tmp_path)
-    trainer = make_trainer(QuantizationCallback("static", calibration_batches=3), max_steps=4)
     plain = lmkit.load(tmp_path / "1.ckpt")
     trainer = make_trainer(QuantizationCallback("static", calibration_batches=3), max_steps=0)
     trainer.fit(plain, data)
-    assert same(module, plain) and once.ledger == []
+    assert same(module, plain)
     assert trainer.test(plain, data, verbose=False) == [found]
 
 
