@@ -1,0 +1,93 @@
+"""How far two predictions of a batch agree, and how that is weighed against its labels."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..functional.consistency import (
+    as_classes,
+    jensen_shannon,
+    squared_difference,
+    symmetric_divergence,
+)
+from ..functional.distillation import binary_divergence, logit_divergence, value_distance
+from ..modules import LMModule
+from ..modules.scores import Scores
+from ..types import IGNORE_INDEX, StepOutput
+
+__all__ = ["Divergence", "divergence", "labelled_factor", "total_items"]
+
+Divergence = Literal["symmetric", "forward", "jensen_shannon"]
+
+
+def divergence(first: Scores, second: Scores, kind: Divergence) -> Tensor:
+    r"""Compute how far two predictions of a batch are apart, item by item, for every task.
+
+    - `symmetric`: $\mathrm{KL}(p \| q) + \mathrm{KL}(q \| p)$.
+    - `forward`: $\mathrm{KL}(p \| q)$, of which only $q$, the second, learns.
+    - `jensen_shannon`: $\frac{1}{2} \mathrm{KL}(p \| m) + \frac{1}{2} \mathrm{KL}(q \| m)$.
+
+    Of yes-or-no labels it is the mean over them, of several distributions of an item (start and end
+    of an answer) too, and of values the squared difference.
+
+    Args:
+        first: scores of one pass.
+        second: scores of another pass, of the same items.
+        kind: see above.
+
+    Returns:
+        float32 `[N]`; 0 where an item does not count.
+    """
+    one, two, valid = first.logits, second.logits, first.valid
+    if first.kind == "value":
+        compare = value_distance if kind == "forward" else squared_difference
+        pair = (two, one) if kind == "forward" else (one, two)
+        return compare(*pair, valid)
+    if kind == "forward":
+        compare = binary_divergence if first.kind == "labels" else logit_divergence
+        return compare(two, one, valid)
+    if first.kind == "labels":
+        one, two = as_classes(one), as_classes(two)
+    if kind == "jensen_shannon":
+        return jensen_shannon([one, two], valid)
+    return symmetric_divergence(one, two, valid)
+
+
+def total_items(module: LMModule, output: StepOutput, scores: Scores) -> Tensor:
+    """Count what a batch is the mean over: the items of its loss, and those without a label.
+
+    Args:
+        module: whose own loss may count the latter already, as distillation does.
+        output: of the objective.
+        scores: of it.
+
+    Returns:
+        float32 scalar.
+    """
+    items = output.items.detach().float()
+    if type(module).uses_unlabelled:
+        return items
+    if scores.labels is None:
+        return torch.maximum(items, scores.valid.sum().float())
+    labelled = scores.labels != IGNORE_INDEX
+    labelled = labelled.flatten(1).any(1) if labelled.dim() > 1 else labelled
+    return items + (scores.valid & ~labelled).sum()
+
+
+def labelled_factor(module: LMModule, datamodule: Any) -> float:
+    """Return by what the labels' loss is multiplied so that it is a mean over labelled rows alone.
+
+    Rows without a label share their batches with the others, and would dilute it otherwise.
+
+    Args:
+        module: whose own loss may see to that, as distillation does.
+        datamodule: of the run, or `None`.
+    """
+    bare = int(getattr(datamodule, "unlabelled_rows", 0))
+    if not bare or type(module).uses_unlabelled:
+        return 1.0
+    rows = int(datamodule.row_count("train"))
+    return rows / max(1, rows - bare)

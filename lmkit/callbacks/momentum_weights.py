@@ -1,0 +1,73 @@
+"""A moving average of the weights that are trained, and what a network says with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..types import Batch, Objective, StepOutput
+
+__all__ = ["MomentumWeights"]
+
+
+class MomentumWeights:
+    r"""$\bar\theta \leftarrow \beta \bar\theta + (1 - \beta) \theta$ after each optimizer step.
+
+    Args:
+        module: whose trainable weights are averaged; those that are frozen are shared.
+        state: averages of an earlier run, by name; those that are missing begin at the weights.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> average = MomentumWeights(layer)
+        >>> _ = nn.init.constant_(layer.weight, 1.0), average.weights["weight"].zero_()
+        >>> average.update(0.75)
+        >>> average.weights["weight"].item()
+        0.25
+    """
+
+    def __init__(self, module: nn.Module, state: Mapping[str, Tensor] | None = None) -> None:
+        self._runner = _Runner(module)
+        trained = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
+        known = state or {}
+        self.weights: dict[str, Tensor] = {
+            name: known[name].to(own, copy=True) if name in known else own.clone()
+            for name, own in trained.items()
+        }
+
+    def update(self, decay: float) -> None:
+        r"""Move the averages towards the weights.
+
+        Args:
+            decay: $\beta$, in `[0, 1]`.
+        """
+        own = dict(self._runner.module.named_parameters())
+        with torch.no_grad():
+            for name, average in self.weights.items():
+                average.lerp_(own[name].detach(), 1.0 - decay)
+
+    @torch.no_grad()
+    def run(self, objective: Objective, batch: Batch) -> StepOutput:
+        """Return what an objective of the module says with the averages for its weights."""
+        swapped = {f"module.{name}": average for name, average in self.weights.items()}
+        result: StepOutput = functional_call(self._runner, swapped, (objective, batch))
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of the averages by name."""
+        return {name: average.clone() for name, average in self.weights.items()}
+
+
+class _Runner(nn.Module):
+    """Calls a function as if it were the forward of a module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, objective: Objective, batch: Batch) -> StepOutput:
+        return objective(batch)
