@@ -1,9 +1,9 @@
 """Adversarial and consistency training: what a step costs, and what it is worth with few labels.
 
-`--part cost` takes each way through steps of the MiniLM encoder on texts of `--length` tokens, in a
-process of its own, tuned as `lmkit fit` does by itself. Every other step is a plain one, and the CPU
-seconds of both are compared (medians). The peak of its memory is compared with that of a process of
-plain steps alone.
+`--part cost` takes each way through steps of the MiniLM encoder on texts of `--length` tokens, in
+a process of its own, tuned as `lmkit fit` does by itself. Every other step is a plain one, and the
+CPU seconds of both are compared (medians). The peak of its memory is compared with that of a
+process of plain steps alone.
 
 `--part quality` fine-tunes MiniLM on `--examples` of SUBJ, CR, TREC-6 or small fine foods, drawn by
 the seed, for as many steps each way, and tests on the whole test set (of CR what a fixed draw of

@@ -75,6 +75,8 @@ class Case:
     export: str = "plain"
     #: Whether it changes nothing, and only looks at a run or writes something of it.
     watches: bool = False
+    #: Whether it is a callback that changes the loss alone.
+    loss: bool = False
     #: Makes the module of a config and settings, where its class takes no `model`.
     make: Callable[..., LMModule] | None = None
     #: The public names that this row stands for.
@@ -386,6 +388,77 @@ CASES = [
             )
         ],
         covers=("StructuredPruningCallback",),
+    ),
+    Case(
+        "fgm",
+        loss=True,
+        core=True,
+        callbacks=lambda: [callbacks.FGMCallback()],
+        covers=("FGMCallback",),
+    ),
+    Case(
+        "pgd",
+        loss=True,
+        callbacks=lambda: [callbacks.PGDCallback(steps=2, start=0.5)],
+        covers=("PGDCallback",),
+    ),
+    Case(
+        "free_lb",
+        loss=True,
+        core=True,
+        **CLASSIFICATION,
+        callbacks=lambda: [callbacks.FreeLBCallback()],
+        covers=("FreeLBCallback",),
+    ),
+    # The weights of each batch of a window are moved for themselves.
+    Case(
+        "awp",
+        loss=True,
+        linear=False,
+        callbacks=lambda: [callbacks.AWPCallback()],
+        covers=("AWPCallback",),
+    ),
+    Case(
+        "smart",
+        loss=True,
+        core=True,
+        callbacks=lambda: [callbacks.SMARTCallback(bregman_weight=1.0)],
+        covers=("SMARTCallback",),
+    ),
+    Case(
+        "vat",
+        loss=True,
+        callbacks=lambda: [callbacks.VATCallback()],
+        covers=("VATCallback",),
+    ),
+    Case(
+        "r_drop",
+        loss=True,
+        core=True,
+        **CLASSIFICATION,
+        callbacks=lambda: [callbacks.RDropCallback()],
+        covers=("RDropCallback",),
+    ),
+    Case(
+        "mixup",
+        loss=True,
+        **CLASSIFICATION,
+        callbacks=lambda: [callbacks.MixupCallback(layers=[0, 1])],
+        covers=("MixupCallback",),
+    ),
+    Case(
+        "cutoff",
+        loss=True,
+        callbacks=lambda: [callbacks.CutoffCallback()],
+        covers=("CutoffCallback",),
+    ),
+    Case(
+        "uda",
+        loss=True,
+        core=True,
+        **CLASSIFICATION,
+        callbacks=lambda: [callbacks.UDACallback(temperature=1.0, confidence=0.0)],
+        covers=("UDACallback",),
     ),
     Case(
         "figures",

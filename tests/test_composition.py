@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,18 @@ from tests.cases import CASES, Case, make_trainer, weights
 WITH_CALLBACKS = [case for case in CASES if case.callbacks()]
 WATCHING = [case for case in WITH_CALLBACKS if case.watches]
 CHANGING = [case for case in WITH_CALLBACKS if not case.watches]
-#: What looks at a run is paired with its like here, and all of it with each technique below.
-PAIRS = [*permutations(WATCHING, 2), *permutations(CHANGING, 2)]
+LOSSES = [case for case in CHANGING if case.loss]
+STRUCTURES = [case for case in CHANGING if not case.loss]
+#: What looks at a run is paired with its like here, and all of it with each technique below. What
+#: changes the loss sets up behind all that changes the network, in whatever order they are given.
+PAIRS = [
+    *permutations(WATCHING, 2),
+    *permutations(STRUCTURES, 2),
+    *permutations(LOSSES, 2),
+    *product(STRUCTURES, LOSSES),
+]
+#: Of these a run has one.
+ADVERSARIES = {"fgm", "pgd", "free_lb", "awp"}
 #: What does not go together, and what is said of it.
 REFUSED = {
     frozenset({"low_rank", "pruning"}): "computed by a LowRankLinear",
@@ -55,6 +65,10 @@ def test_two_techniques_train_together_and_load_alone(
         with pytest.raises(ValueError, match=refusal):
             train(case, tmp_path, *first.callbacks(), *second.callbacks(), max_steps=2)
         return
+    if {first.name, second.name} <= ADVERSARIES:
+        with pytest.raises(ValueError, match="each decide which gradient a step has"):
+            train(case, tmp_path, *first.callbacks(), *second.callbacks(), max_steps=2)
+        return
     module = train(case, tmp_path, *first.callbacks(), *second.callbacks(), max_steps=2)
     changes = {name for each in (first, second) if not each.watches for name in [each.name]}
     frozen = {n for n, p in module.named_parameters() if not p.requires_grad}
@@ -64,6 +78,7 @@ def test_two_techniques_train_together_and_load_alone(
         "pruning",
         "quantization",
         "structured_pruning",
+        *(each.name for each in LOSSES),
     }
     assert bool(frozen) == bool(changes - trains_all)
 
@@ -104,9 +119,9 @@ def test_all_techniques_at_once(tmp_path: Path) -> None:
         callback
         for each in WITH_CALLBACKS
         # Products of low-rank factors have no weights to be set to zero one by one, or rounded, and
-        # no units.
-        if each.name
-        not in ("export", "samples", "surgery", "pruning", "quantization", "structured_pruning")
+        # no units; and one adversary decides the gradient.
+        if each.name not in ("export", "samples", "surgery", "pgd", "free_lb", "awp")
+        and each.name not in ("pruning", "quantization", "structured_pruning")
         for callback in each.callbacks()
     ]
     module = case.make_module()

@@ -45,7 +45,8 @@ def run(
     module.tokenizer = tiny.tokenizer(case.tokenizer)
     module.configure_model()
     for callback in case.callbacks():
-        module.operate(callback.surgery)  # type: ignore[attr-defined]
+        if surgery := getattr(callback, "surgery", None):
+            module.operate(surgery)
     trainer = make_trainer(
         *case.callbacks(),
         RanksAgree(),

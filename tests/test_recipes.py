@@ -30,6 +30,20 @@ RECIPES = cli.recipes()
 #: Recipes that begin with a model of the hub, in whose place a tiny one is put.
 FROM_A_MODEL = ("masked_lm_head", "continued_pretraining")
 
+#: Recipes that change the loss of a classifier, or the passes over a batch.
+WITH_A_LOSS = (
+    "awp",
+    "cutoff",
+    "fgm",
+    "free_lb",
+    "mixup",
+    "pgd",
+    "r_drop",
+    "smart",
+    "uda",
+    "vat",
+)
+
 #: Recipes that train a part of an encoder to classify texts.
 TUNED_IN_PART = (
     "adapter",
@@ -81,7 +95,7 @@ TASKS = {
     "low_rank": Task(task_files.labelled_texts, "label"),
     "structured_pruning": Task(task_files.labelled_texts, "label"),
     "quantization": Task(task_files.labelled_texts, "label"),
-    **{word: Task(task_files.labelled_texts, "label") for word in TUNED_IN_PART},
+    **{word: Task(task_files.labelled_texts, "label") for word in (*TUNED_IN_PART, *WITH_A_LOSS)},
     "pair_classification": Task(
         task_files.scored_pairs, "label", "--data.max_length=32 --data.label_column=score", PAIR
     ),
