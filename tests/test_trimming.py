@@ -219,7 +219,8 @@ def test_low_rank_layers_and_a_trimmed_vocabulary_go_into_one_folder(tmp_path: P
     trim_vocabulary(module.eval(), TEXTS)
     folder = lmkit.export(module, tmp_path / "out")
     loaded = lmkit.load(folder)
-    assert [spec["class_path"].rpartition(".")[2] for spec in loaded.ledger] == ["LowRank"]
+    kinds = [spec["class_path"].rpartition(".")[2] for spec in loaded.ledger]
+    assert kinds == ["LowRank", "TrimVocabulary"]
     # Weights of another place in memory, whose products are rounded otherwise, trimmed or not.
     assert (said(loaded, TEXTS[0]) - said(module, TEXTS[0])).abs().max() < 1e-7
 

@@ -17,6 +17,8 @@ __all__ = ["MomentumWeights"]
 class MomentumWeights:
     r"""$\bar\theta \leftarrow \beta \bar\theta + (1 - \beta) \theta$ after each optimizer step.
 
+    Where units are removed in the middle of a fit, the average of what was cut begins anew.
+
     Args:
         module: whose trainable weights are averaged; those that are frozen are shared.
         state: averages of an earlier run, by name; those that are missing begin at the weights.
@@ -45,17 +47,28 @@ class MomentumWeights:
         Args:
             decay: $\beta$, in `[0, 1]`.
         """
-        own = dict(self._runner.module.named_parameters())
+        own = self._follow()
         with torch.no_grad():
             for name, average in self.weights.items():
-                average.lerp_(own[name].detach(), 1.0 - decay)
+                average.lerp_(own[name], 1.0 - decay)
 
     @torch.no_grad()
     def run(self, objective: Objective, batch: Batch) -> StepOutput:
         """Return what an objective of the module says with the averages for its weights."""
+        self._follow()
         swapped = {f"module.{name}": average for name, average in self.weights.items()}
         result: StepOutput = functional_call(self._runner, swapped, (objective, batch))
         return result
+
+    def _follow(self) -> dict[str, Tensor]:
+        """Begin anew with what was removed or cut since; return the weights that are averaged."""
+        now = {n: p.detach() for n, p in self._runner.module.named_parameters()}
+        own = {name: now[name] for name in self.weights if name in now}
+        self.weights = {
+            name: self.weights[name] if self.weights[name].shape == there.shape else there.clone()
+            for name, there in own.items()
+        }
+        return own
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of the averages by name."""

@@ -42,8 +42,8 @@ def agreement(first: Tensor, second: Tensor) -> Agreement:
     Example:
         >>> import torch
         >>> a = torch.tensor([[1.0, 2.0], [3.0, 1.0]])
-        >>> agreement(a, 2 * a), agreement(a, a.flip(1)).same
-        (Agreement(cosine=1.0, same=1.0), 0.0)
+        >>> agreement(a, a + 1).same, agreement(a, a.flip(1)).same
+        (1.0, 0.0)
     """
     if first.shape != second.shape or not first.numel():
         raise ValueError(

@@ -67,3 +67,13 @@ def test_it_comes_back_from_its_state():
     assert average.weights["first.weight"].eq(7.0).all()
     # What it does not know begins at the weights.
     assert torch.equal(MomentumWeights(network, {}).weights["first.bias"], network.first.bias)
+
+
+def test_a_weight_that_was_cut_begins_anew_and_one_that_is_gone_is_left_out():
+    layer = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    average = MomentumWeights(layer)
+    kept = average.weights["1.bias"]
+    layer[0].weight.data, layer[0].bias = layer[0].weight.data[:2], None
+    average.update(0.5)
+    assert torch.equal(average.weights["0.weight"], layer[0].weight)
+    assert "0.bias" not in average.weights and average.weights["1.bias"] is kept
