@@ -55,7 +55,15 @@ def train(
     return module
 
 
-@pytest.mark.parametrize(("first", "second"), PAIRS, ids=[f"{a.name}-{b.name}" for a, b in PAIRS])
+#: With a loss that stands for no family of them a pair takes its time in `make test-all` alone.
+RARE = [pair for pair in PAIRS if any(case.loss and not case.core for case in pair)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [pytest.param(*pair, marks=pytest.mark.slow if pair in RARE else ()) for pair in PAIRS],
+    ids=[f"{a.name}-{b.name}" for a, b in PAIRS],
+)
 def test_two_techniques_train_together_and_load_alone(
     first: Case, second: Case, tmp_path: Path
 ) -> None:

@@ -42,7 +42,15 @@ def test_drift_is_noticed(builder, tmp_path, monkeypatch, capsys):
     assert "a.ipynb" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+#: Those that take half a minute, though shortened.
+LONG = ("04_distillation", "05_compression")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [pytest.param(s, marks=pytest.mark.slow if s.stem in LONG else ()) for s in SOURCES],
+    ids=[s.stem for s in SOURCES],
+)
 def test_a_notebook_runs(source, tmp_path, monkeypatch):
     import nbformat
     from nbclient import NotebookClient

@@ -200,6 +200,7 @@ def spoiled() -> LMModule:
     return module
 
 
+@pytest.mark.slow
 def test_what_is_not_what_the_network_says_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -231,7 +232,9 @@ def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 TASKS = ("sequence_classification", "token_classification", "question_answering", "multiple_choice")
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "task", [TASKS[0], *(pytest.param(task, marks=pytest.mark.slow) for task in TASKS[1:])]
+)
 def test_an_onnx_folder_is_loaded_to_predict_and_to_be_tested(task: str, tmp_path: Path) -> None:
     module, trainer, _ = fit_task(task, tmp_path, max_steps=3)
     expected = make_trainer().validate(module.eval(), trainer.datamodule, verbose=False)[0]
