@@ -99,11 +99,8 @@ class AWPCallback(ExtraPassCallback):
         # Also of those without one, so that all ranks have as many.
         own = [torch.zeros_like(p) if p.grad is None else p.grad for p in moved]
         gradients = _of_all_ranks(passes.trainer, own)
-        steps = [
-            weight_step(p.detach(), g, self.gamma) for p, g in zip(moved, gradients, strict=True)
-        ]
-        self._gather()
-        with _displaced(moved, steps):
+        with _displaced(moved, gradients, self.gamma):
+            self._gather()
             passes.backward(1.0 - self.clean_weight, last=True)
 
     def _gather(self) -> None:
@@ -130,12 +127,14 @@ def _of_all_ranks(trainer: Trainer, gradients: list[Tensor]) -> list[Tensor]:
 
 
 @contextmanager
-def _displaced(parameters: list[nn.Parameter], steps: list[Tensor]) -> Iterator[None]:
-    """Add steps to the parameters inside the block, and put back behind it what they were."""
+def _displaced(
+    parameters: list[nn.Parameter], gradients: list[Tensor], gamma: float
+) -> Iterator[None]:
+    """Move the parameters inside the block, and put back behind it what they were."""
     kept = [parameter.detach().clone() for parameter in parameters]
     with torch.no_grad():
-        for parameter, step in zip(parameters, steps, strict=True):
-            parameter.add_(step)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.add_(weight_step(parameter, gradient, gamma))
     try:
         yield
     finally:

@@ -241,15 +241,22 @@ def weight_step(weight: Tensor, gradient: Tensor, gamma: float) -> Tensor:
         gamma: at least 0.
 
     Returns:
-        Of the shape and type of the weight; 0 where the gradient is 0.
+        Of the shape and type of the weight; 0 where the gradient is 0 (of a norm below 1e-30).
 
     Example:
         >>> weight_step(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 9.0]), 0.1).tolist()
         [0.0, 0.5]
     """
-    direction = unit(gradient.reshape(1, 1, -1), "token").reshape(weight.shape)
-    size = ball_norm(weight.reshape(1, 1, -1), "token").reshape(())
-    return (gamma * size * direction).to(weight.dtype)
+    gradient = gradient.to(wide_dtype(gradient))
+    size = torch.linalg.vector_norm(gradient)
+    # Where squares leave the range of float32, float64 has room; on an accelerator a look at the
+    # size would wait for all that is queued.
+    if gradient.device.type != "cpu" or not 1e-15 < float(size) < torch.inf:
+        gradient = _finite(gradient)
+        size = torch.linalg.vector_norm(gradient, dtype=torch.float64)
+    whole = torch.linalg.vector_norm(weight, dtype=wide_dtype(weight))
+    share = torch.where(size > 1e-30, gamma * whole / size, torch.zeros_like(size))
+    return (gradient * share.to(gradient.dtype)).to(weight.dtype)
 
 
 def _check_norm(norm: str) -> None:

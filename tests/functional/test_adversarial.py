@@ -176,6 +176,12 @@ def test_weights_move_by_a_share_of_their_norm_along_the_gradient():
     assert torch.isclose((step * g).sum(), step.norm() * g.norm(), rtol=1e-14)
     assert torch.equal(weight_step(w, 1e-3 * g, 0.02).float(), step.float())
     assert not weight_step(w, torch.zeros_like(g), 0.02).any()
+    for scale in (1e-25, 1e-18, 1e18, 1e25):
+        far = weight_step(w.float(), (scale * g).float(), 0.02)
+        assert torch.allclose(far, step.float(), rtol=1e-5)
+    broken = g.clone()
+    broken[1, 2], g[1, 2] = torch.nan, 0.0
+    assert torch.allclose(weight_step(w, broken, 0.02), weight_step(w, g, 0.02), rtol=1e-14)
     assert not weight_step(w, g, 0.0).any()
     assert weight_step(w.bfloat16(), g, 0.1).dtype == torch.bfloat16
 
