@@ -16,6 +16,7 @@ from ..functional import mix
 from ..modules import LMModule
 from ..modules.scores import real_tokens
 from ..surgery import NothingMatchedError, match_modules
+from ..surgery.token_tables import token_tables
 
 __all__ = ["Move", "PerturbedEmbedding", "Tokens", "embedding_layers", "special_ids", "tokens_of"]
 
@@ -136,18 +137,9 @@ def embedding_layers(module: LightningModule, name: str | None = None) -> list[n
     """
     if name is not None:
         return list(match_modules(module, [name]).values())
-    found: list[nn.Module] = []
-    for owner in _networks(module):
-        model: Any = owner
-        both = bool(getattr(model.config, "is_encoder_decoder", False))
-        for part in [model, *([model.get_encoder(), model.get_decoder()] if both else [])]:
-            try:
-                layer = part.get_input_embeddings()
-            except (AttributeError, NotImplementedError):
-                continue
-            if isinstance(layer, nn.Module) and all(layer is not other for other in found):
-                found.append(layer)
-    if found:
+    # Of a module of lmkit its own network, not that of a teacher or a generator.
+    owner = module.network if isinstance(module, LMModule) else module
+    if found := list(token_tables(owner).values()):
         return found
     tables = {n: m for n, m in module.named_modules() if isinstance(m, nn.Embedding)}
     if len(tables) == 1:
@@ -251,18 +243,6 @@ class PerturbedEmbedding:
 
     def _left(self, *_: Any) -> None:
         self._inside -= 1
-
-
-def _networks(module: LightningModule) -> list[nn.Module]:
-    """The networks of transformers in a module, without those inside another."""
-    if isinstance(module, LMModule):
-        return [module.network]
-    found: dict[str, nn.Module] = {}
-    for name, part in module.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(part, PreTrainedModel) and not inside:
-            found[name] = part
-    return list(found.values())
 
 
 def _is_same(ids: Tensor, other: Any) -> bool:

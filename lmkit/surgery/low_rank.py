@@ -16,6 +16,7 @@ from .base import NothingMatchedError, replace_module
 from .bottleneck import layer_width
 from .low_rank_layers import LowRankEmbedding, LowRankLinear
 from .sites import match_sites
+from .token_tables import token_tables
 from .tuning import rename_trainable
 
 __all__ = [
@@ -115,10 +116,7 @@ def token_table(network: nn.Module) -> str:
     Raises:
         NothingMatchedError: the network has none.
     """
-    known: Any = network
-    table = known.get_input_embeddings() if hasattr(known, "get_input_embeddings") else None
-    names: list[str] = [name for name, module in network.named_modules() if module is table]
-    if names:
+    if names := list(token_tables(network)):
         return names[0]
     raise NothingMatchedError(f"{type(network).__name__} names no embeddings of tokens")
 

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .token_tables import token_tables
+
 __all__ = ["ParameterCounts", "parameter_counts"]
 
 
@@ -55,15 +57,6 @@ def parameter_counts(network: nn.Module) -> ParameterCounts:
 
 
 def _tables(network: nn.Module) -> list[nn.Module]:
-    inside = [module for module in network.modules() if isinstance(module, PreTrainedModel)]
-    if not inside:
-        return [module for module in network.modules() if isinstance(module, nn.Embedding)]
-    found: list[nn.Module] = []
-    for module in inside:
-        try:
-            table = module.get_input_embeddings()
-        except (AttributeError, NotImplementedError):  # a part that reads no tokens
-            continue
-        if isinstance(table, nn.Embedding):
-            found.append(table)
-    return found
+    named = any(isinstance(module, PreTrainedModel) for module in network.modules())
+    found = token_tables(network).values() if named else network.modules()
+    return [module for module in found if isinstance(module, nn.Embedding)]

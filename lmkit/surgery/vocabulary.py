@@ -20,6 +20,7 @@ from .low_rank import check_rank
 from .low_rank_layers import LowRankEmbedding, LowRankLinear
 from .sites import base_name
 from .token_ids import configs_of, named_ids, nested_configs, rewrite_ids
+from .token_tables import token_tables
 
 __all__ = ["TrimVocabulary", "id_ranges", "needed_ids"]
 
@@ -159,15 +160,11 @@ class _Plan(NamedTuple):
 
 def _rows(network: nn.Module) -> int:
     """Return the size of the vocabulary, of which there must be one."""
-    found = {}
-    for name, module in network.named_modules():
-        if isinstance(module, PreTrainedModel):
-            try:
-                table = module.get_input_embeddings()
-            except (AttributeError, NotImplementedError):
-                continue
-            if (rows := getattr(table, "num_embeddings", None)) is not None:
-                found[name or type(module).__name__] = int(rows)
+    found = {
+        name: int(rows)
+        for name, table in token_tables(network).items()
+        if (rows := getattr(table, "num_embeddings", None)) is not None
+    }
     if not found:
         raise NothingMatchedError(f"{type(network).__name__} names no embeddings of tokens")
     if len(set(found.values())) > 1:
