@@ -108,7 +108,8 @@ class Chain:
 
         def run() -> int:
             # A wrong option of the last stage is better known before the first one is fit.
-            for stage in self.stages:
+            due = [s for s in self.stages if not (folders[s.name] / _DONE).is_file()]
+            for stage in due:
                 with redirect_stdout(io.StringIO()):
                     words = [*settings[stage.name], "--print_config"]
                     code = command(["fit", "-c", stage.config, *words])
