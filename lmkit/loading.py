@@ -28,7 +28,7 @@ from .modules.history import NOTE
 from .modules.onnx_network import holds_onnx, run_onnx
 from .tokenization import load_tokenizer
 
-__all__ = ["load"]
+__all__ = ["load", "noted_module"]
 
 # By the end of the architecture's name in a config.json.
 _HEADS: dict[str, type[LMModule]] = {
@@ -104,7 +104,7 @@ def load(
             "(from_pretrained): load what it was made of, or an export with quantize='int8'"
         )
     architecture = (config.architectures or ["no architecture"])[0]
-    noted = _noted(place / NOTE)
+    noted = noted_module(place / NOTE)
     for ending, by_head in _HEADS.items():
         if architecture.endswith(ending):
             cls, settings = noted or (by_head, {})
@@ -120,7 +120,7 @@ def load(
     )
 
 
-def _noted(note: Path) -> tuple[type[LMModule], dict[str, Any]] | None:
+def noted_module(note: Path) -> tuple[type[LMModule], dict[str, Any]] | None:
     """Return class and settings that an export notes, if they are those of a module of lmkit."""
     try:
         said = json.loads(note.read_text(encoding="utf-8"))

@@ -18,6 +18,7 @@ from .comparison import Outputs, compare, example_inputs, scores_of
 from .functional.agreement import Agreement
 from .modules import LMModule
 from .onnx_int8 import quantize_onnx
+from .onnx_session import open_session
 from .surgery import NothingMatchedError
 from .surgery.quantizable import left_out
 from .surgery.quantization_conversion import fake_quantized_layers, make_float, quantized_layers
@@ -163,9 +164,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _run(path: Path, example: dict[str, Tensor]) -> list[Tensor]:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = open_session(path, torch.get_num_threads())
     known = {given.name for given in session.get_inputs()}
     feed = {name: ids.numpy() for name, ids in example.items() if name in known}
     return [torch.from_numpy(found) for found in session.run(None, feed)]

@@ -36,7 +36,7 @@ LAYERS: dict[str, set[str]] = {
     "adapters": {"types", "functional", "surgery", "tokenization", "modules"},
     "comparison": {"functional", "modules"},
     "onnx_int8": {"functional", "surgery"},
-    "onnx_file": {"functional", "surgery", "modules", "comparison", "onnx_int8"},
+    "onnx_file": {"functional", "surgery", "modules", "comparison", "onnx_int8", "onnx_session"},
     "loading": {"types", "functional", "surgery", "tokenization", "modules", "adapters"},
     "export_network": {"functional", "surgery", "modules", "adapters", "comparison"},
     "exporting": {

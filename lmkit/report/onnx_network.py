@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from functools import wraps
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
-from .. import modules
+from ..loading import noted_module
 from ..modules import LMModule
 from ..modules.history import NOTE
 from ..tokenization import load_tokenizer
@@ -35,18 +34,14 @@ def onnx_module(folder: Path, runner: OnnxRunner) -> LMModule:
     Raises:
         ValueError: the folder does not say which module it was made from.
     """
-    try:
-        said = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-        name, settings = str(said["module"]), said["settings"]
-        cls: Any = getattr(modules, name) if name in modules.__all__ else None
-        known = inspect.signature(cls).parameters
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    noted = noted_module(folder / NOTE)
+    if noted is None:
         raise ValueError(
             f"{folder} has an ONNX file and no {NOTE} that says which module of lmkit it was made "
             "from: export it with lmkit.export(module, folder, format='onnx')"
-        ) from error
-    kept = {k: v for k, v in settings.items() if k in known and k not in ("model", "pretrained")}
-    module: LMModule = cls(model=str(folder), pretrained=False, **kept)
+        )
+    cls, settings = noted
+    module: LMModule = cls(model=str(folder), pretrained=False, **settings)
     module.tokenizer = load_tokenizer(str(folder))
     module.configure_model()
     _replace(module, runner)
