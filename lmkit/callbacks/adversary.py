@@ -18,9 +18,10 @@ from ..functional.adversarial import (
     unit,
 )
 from ..functional.noise import ball_start, normal_noise, uniform_noise
+from ..surgery.arguments import check_whole
 from .perturbed_embedding import Tokens
 
-__all__ = ["Adversary", "Perturbation", "check_share"]
+__all__ = ["Adversary", "Perturbation", "check_ascent", "check_share"]
 
 
 class Perturbation(NamedTuple):
@@ -191,6 +192,26 @@ class Adversary:
     def _set(self, deltas: Sequence[Tensor]) -> None:
         pairs = zip(self.perturbations, deltas, strict=True)
         self.perturbations = [each._replace(delta=delta) for each, delta in pairs]
+
+
+def check_ascent(steps: int, step_size: float) -> None:
+    """Check how an ascent goes.
+
+    Args:
+        steps: how many there are, at least 1.
+        step_size: over 0.
+
+    Raises:
+        ValueError: a number lies outside its range.
+
+    Example:
+        >>> check_ascent(3, 0.0)
+        Traceback (most recent call last):
+        ValueError: step_size must be over 0, got 0.0
+    """
+    check_whole("steps", steps, 1)
+    if not step_size > 0:
+        raise ValueError(f"step_size must be over 0, got {step_size}")
 
 
 def check_share(name: str, value: float, least: float, most: float | None = None) -> None:

@@ -16,7 +16,7 @@ from ..modules import LMModule
 from ..modules.scores import Scores
 from ..types import Batch, Objective, StepOutput
 from .adversary import Adversary
-from .agreement import Divergence, divergence, labelled_factor, total_items
+from .divergences import Divergence, divergence, labelled_factor, total_items
 from .extra_passes import run_stream
 from .perturbed_embedding import Move, PerturbedEmbedding, embedding_layers
 from .random_streams import Streams

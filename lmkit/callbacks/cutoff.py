@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 
 from ..types import Batch, Objective, StepOutput
 from .adversary import check_share
-from .agreement import divergence
 from .consistency import ConsistencyCallback, Seen
+from .divergences import divergence
 from .views import CutoffView
 
 __all__ = ["CutoffCallback"]

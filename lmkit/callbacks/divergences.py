@@ -13,8 +13,8 @@ from ..functional.consistency import (
     squared_difference,
     symmetric_divergence,
 )
-from ..functional.distillation import binary_divergence, logit_divergence, value_distance
 from ..modules import LMModule
+from ..modules.distillation_metrics import distance_of
 from ..modules.scores import Scores
 from ..types import IGNORE_INDEX, StepOutput
 
@@ -42,13 +42,10 @@ def divergence(first: Scores, second: Scores, kind: Divergence) -> Tensor:
         float32 `[N]`; 0 where an item does not count.
     """
     one, two, valid = first.logits, second.logits, first.valid
-    if first.kind == "value":
-        compare = value_distance if kind == "forward" else squared_difference
-        pair = (two, one) if kind == "forward" else (one, two)
-        return compare(*pair, valid)
     if kind == "forward":
-        compare = binary_divergence if first.kind == "labels" else logit_divergence
-        return compare(two, one, valid)
+        return distance_of(second, one)
+    if first.kind == "value":
+        return squared_difference(one, two, valid)
     if first.kind == "labels":
         one, two = as_classes(one), as_classes(two)
     if kind == "jensen_shannon":

@@ -8,8 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..functional.adversarial import Norm
-from ..surgery.arguments import check_whole
-from .adversary import Adversary, check_share
+from .adversary import Adversary, check_ascent, check_share
 from .extra_passes import ExtraPassCallback
 from .passes import Passes
 from .perturbed_embedding import Tokens
@@ -66,9 +65,7 @@ class FreeLBCallback(ExtraPassCallback):
     ) -> None:
         super().__init__(embedding, ignore_ids)
         self.adversary = Adversary(epsilon, relative, norm)
-        check_whole("steps", steps, 1)
-        if not step_size > 0:
-            raise ValueError(f"step_size must be over 0, got {step_size}")
+        check_ascent(steps, step_size)
         check_share("start", start, 0.0, 1.0)
         self.steps, self.step_size, self.start = steps, step_size, start
         self.first_weight = 1.0 / steps

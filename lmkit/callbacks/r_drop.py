@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from ..types import Batch, Objective, StepOutput
 from .adversary import check_share
-from .agreement import divergence
 from .consistency import ConsistencyCallback, Seen
+from .divergences import divergence
 
 __all__ = ["RDropCallback"]
 

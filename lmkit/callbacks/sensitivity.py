@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from ..functional.distillation import binary_divergence, logit_divergence, value_distance
 from ..modules import LMModule
+from ..modules.distillation_metrics import distance_of
 from ..types import Batch, StepOutput
 from .calibration import in_evaluation, prepared_batches
 
@@ -115,13 +115,6 @@ def _gap(
         logits: Any = says.logits
         rows = (logits - said.logits).double().square().flatten(1).mean(1)
         return rows.sum(), float(len(rows))
-    valid = before.valid
     # In float64, for a difference may be a millionth of what it is a difference of.
-    pair = now.logits.double(), before.logits.double(), valid
-    if before.kind == "classes":
-        gaps = logit_divergence(*pair)
-    elif before.kind == "labels":
-        gaps = binary_divergence(*pair)
-    else:
-        gaps = value_distance(*pair)
-    return gaps.sum(), valid.sum()
+    finer = now._replace(logits=now.logits.double())
+    return distance_of(finer, before.logits.double()).sum(), before.valid.sum()

@@ -11,11 +11,10 @@ from torch.utils.hooks import RemovableHandle
 
 from ..functional.adversarial import Norm
 from ..modules.optimizer import planned_steps
-from ..surgery.arguments import check_whole
 from ..types import Batch, Objective, StepOutput
-from .adversary import Adversary, check_share
-from .agreement import divergence
+from .adversary import Adversary, check_ascent, check_share
 from .consistency import ConsistencyCallback, Seen, predicting
+from .divergences import divergence
 from .momentum_weights import MomentumWeights
 
 __all__ = ["SMARTCallback"]
@@ -92,12 +91,11 @@ class SMARTCallback(ConsistencyCallback):
         adversary = Adversary(epsilon, relative, norm)
         super().__init__(adversary, embedding, ignore_ids)
         self._moves = adversary
-        check_whole("steps", steps, 1)
+        check_ascent(steps, step_size)
         for name, value in (("weight", weight), ("bregman_weight", bregman_weight)):
             check_share(name, value, 0.0)
-        for name, value in (("step_size", step_size), ("start", start)):
-            if not value > 0:
-                raise ValueError(f"{name} must be over 0, got {value}")
+        if not start > 0:
+            raise ValueError(f"start must be over 0, got {start}")
         for name, value in (("decay", decay), ("final_decay", final_decay)):
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"{name} must lie in [0, 1), got {value}")

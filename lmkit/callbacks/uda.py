@@ -20,8 +20,8 @@ from ..modules.optimizer import planned_steps
 from ..modules.scores import Scores
 from ..types import IGNORE_INDEX, Batch, Objective, StepOutput
 from .adversary import Adversary, check_share
-from .agreement import divergence
 from .consistency import ConsistencyCallback, Seen, predicting
+from .divergences import divergence
 from .views import AdversarialView, BatchView, CutoffView, TokenDropoutView, View, has_view
 
 __all__ = ["VIEWS", "UDACallback"]

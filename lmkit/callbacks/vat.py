@@ -9,8 +9,8 @@ from ..functional.adversarial import Norm
 from ..surgery.arguments import check_whole
 from ..types import Batch, Objective, StepOutput
 from .adversary import Adversary, check_share
-from .agreement import divergence
 from .consistency import ConsistencyCallback, Seen, predicting
+from .divergences import divergence
 from .views import AdversarialView
 
 __all__ = ["VATCallback"]
