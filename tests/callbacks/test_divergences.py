@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import kl_div
 
-from lmkit.callbacks.agreement import divergence, labelled_factor, total_items
+from lmkit.callbacks.divergences import divergence, labelled_factor, total_items
 from lmkit.modules import DistillationModule, SequenceClassificationModule
 from lmkit.modules.scores import Scores
 from lmkit.types import StepOutput

@@ -12,12 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import BertConfig, BertForSequenceClassification, BertModel
+from transformers import BertModel
 
 import lmkit
 from lmkit.callbacks import TrainableOnlyCheckpoint
@@ -28,7 +26,7 @@ from lmkit.surgery.lora import LoRA
 from lmkit.surgery.lora_variants import triplets
 from lmkit.surgery.sites import base_name
 from lmkit.surgery.tuning import head_parameters
-from tests import test_ddp, tiny
+from tests import test_ddp
 from tests.callbacks.fitted import (
     BY_NAME,
     TASKS,
@@ -38,6 +36,7 @@ from tests.callbacks.fitted import (
     moved,
     same,
 )
+from tests.callbacks.foreign import Foreign, foreign_rows
 from tests.cases import make_trainer, weights
 
 pytest.importorskip("peft", reason="LoRA needs the extra peft")
@@ -272,20 +271,7 @@ def test_settings_outside_their_range_are_refused(settings: dict[str, Any], mess
 
 
 def test_a_module_that_is_not_ours_is_adapted_too() -> None:
-    class Foreign(LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            config = {k: v for k, v in tiny.MASKED["bert"].items() if k != "model_type"}
-            self.net: nn.Module = BertForSequenceClassification(BertConfig(**config, vocab_size=99))
-
-        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-            loss: Tensor = self.net(input_ids=batch, labels=batch[:, 0] % 2).loss
-            return loss
-
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
-
-    rows = DataLoader(torch.arange(5, 45).view(8, 5))
+    rows = foreign_rows()
     with pytest.raises(TypeError, match=r"Foreign is none; set\s+orthogonality=0"):
         make_trainer(ada()).fit(Foreign(), rows)
     module, callback = Foreign(), ada(orthogonality=0.0)

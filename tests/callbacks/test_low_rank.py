@@ -13,8 +13,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import BertConfig, BertForSequenceClassification
 
 import lmkit
 from lmkit.callbacks.calibration import gather
@@ -28,6 +26,7 @@ from lmkit.surgery.low_rank import LowRank, low_rank_layers
 from lmkit.surgery.low_rank_choice import RankRule, choose_ranks, target_layers
 from tests import tiny
 from tests.callbacks.fitted import BY_NAME, SaveAt, fit_task, moved, same
+from tests.callbacks.foreign import Foreign, foreign_rows
 from tests.callbacks.tuned import Watch, fit, logits, make_data, make_module
 from tests.cases import make_trainer, weights
 
@@ -482,20 +481,7 @@ def test_data_of_other_classes_are_told_before_they_are_calibrated_on(tmp_path: 
 
 
 def test_a_module_that_is_not_ours_is_factorized_by_its_weights() -> None:
-    class Foreign(LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            config = {k: v for k, v in tiny.MASKED["bert"].items() if k != "model_type"}
-            self.net: nn.Module = BertForSequenceClassification(BertConfig(**config, vocab_size=99))
-
-        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-            loss: Tensor = self.net(input_ids=batch, labels=batch[:, 0] % 2).loss
-            return loss
-
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    rows = DataLoader(torch.arange(5, 45).view(8, 5))
+    rows = foreign_rows()
     with pytest.raises(TypeError, match="Foreign is none; take method='plain'"):
         make_trainer(LowRankCallback()).fit(Foreign(), rows)
     module, callback = Foreign(), LowRankCallback(method="plain", rank=3)

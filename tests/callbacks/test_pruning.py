@@ -17,7 +17,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertForSequenceClassification
 
 import lmkit
 from lmkit.callbacks import GradualUnfreezingCallback, TrainableOnlyCheckpoint
@@ -28,6 +28,7 @@ from lmkit.surgery.base import NothingMatchedError
 from lmkit.surgery.prunable import prunable_layers
 from tests import tiny
 from tests.callbacks.fitted import BY_NAME, SaveAt, fit_on_base, fit_task, same
+from tests.callbacks.foreign import Foreign
 from tests.cases import make_trainer
 from tests.test_ddp import RanksAgree
 
@@ -318,18 +319,8 @@ def test_a_loss_scaler_leaves_the_scores_as_they_are(fused: bool, tmp_path: Path
     assert float((found[0] - found[1]).norm() / found[0].norm()) < 0.05
 
 
-class Foreign(LightningModule):
-    """A module that knows nothing of lmkit, with a network of transformers inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        config = {k: v for k, v in tiny.MASKED["bert"].items() if k != "model_type"}
-        self.net: nn.Module = BertForSequenceClassification(BertConfig(**config, vocab_size=99))
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        loss: Tensor = self.net(input_ids=batch, labels=batch[:, 0] % 2).loss
-        return loss
+class Decaying(Foreign):
+    """With momentum and decay, which move what is zero."""
 
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.parameters(), lr=1e-2, weight_decay=0.5)
@@ -339,8 +330,8 @@ class Foreign(LightningModule):
 def test_a_module_that_is_not_ours_is_pruned_and_resumes(criterion: str, tmp_path: Path) -> None:
     rows = DataLoader(torch.arange(5, 85).view(16, 5), batch_size=2)
 
-    def fit(*callbacks: Callback, **how: Any) -> Foreign:
-        module = Foreign()
+    def fit(*callbacks: Callback, **how: Any) -> Decaying:
+        module = Decaying()
         trainer = make_trainer(*callbacks, max_steps=8, accumulate_grad_batches=2, max_epochs=4)
         seed_everything(1)
         for part in module.modules():
@@ -358,7 +349,7 @@ def test_a_module_that_is_not_ours_is_pruned_and_resumes(criterion: str, tmp_pat
 
 
 def test_a_module_with_its_own_loop_is_pruned_too() -> None:
-    class Manual(Foreign):
+    class Manual(Decaying):
         automatic_optimization = False
 
         def training_step(self, batch: Tensor, batch_idx: int) -> None:  # type: ignore[override]
@@ -592,7 +583,7 @@ def test_ranks_that_hold_parts_of_weights_are_refused(monkeypatch: pytest.Monkey
     strategy = FSDPStrategy.__new__(FSDPStrategy)
     monkeypatch.setattr(trainer._accelerator_connector, "strategy", strategy)
     with pytest.raises(ValueError, match="whole weights on each rank, and the strategy is FSDP"):
-        callback.setup(trainer, Foreign(), "fit")
+        callback.setup(trainer, Decaying(), "fit")
 
 
 def test_a_run_that_is_cut_short_or_has_no_end_is_said(tmp_path: Path) -> None:

@@ -10,12 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import BertConfig, BertForSequenceClassification
 
 import lmkit
 from lmkit.callbacks.calibration import training_batches
@@ -35,6 +33,7 @@ from lmkit.surgery.quantization_conversion import (
 )
 from tests import tiny
 from tests.callbacks.fitted import BY_NAME, SaveAt, fit_task, moved, same
+from tests.callbacks.foreign import Foreign, foreign_rows
 from tests.callbacks.tuned import Watch, fit, logits, make_data, make_module
 from tests.cases import make_trainer, weights
 
@@ -516,20 +515,7 @@ def test_no_batches_to_calibrate_on_are_told(tmp_path: Path) -> None:
 
 
 def test_a_module_that_is_not_ours_is_quantized_where_no_data_are_needed() -> None:
-    class Foreign(LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            config = {k: v for k, v in tiny.MASKED["bert"].items() if k != "model_type"}
-            self.net: nn.Module = BertForSequenceClassification(BertConfig(**config, vocab_size=99))
-
-        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-            loss: Tensor = self.net(input_ids=batch, labels=batch[:, 0] % 2).loss
-            return loss
-
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    rows = DataLoader(torch.arange(5, 45).view(8, 5))
+    rows = foreign_rows()
     with pytest.raises(TypeError, match="Foreign is none: leave these out"):
         make_trainer(QuantizationCallback(sensitivity=1)).fit(Foreign(), rows)
     module, callback = Foreign(), QuantizationCallback()
