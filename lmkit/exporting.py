@@ -27,7 +27,7 @@ from .surgery.plain_config import unsaid
 from .surgery.structure_folder import STRUCTURE, write_structure
 from .surgery.torchao_tensors import require_torchao
 
-__all__ = ["FORMATS", "NUMBERS", "QUANTIZED", "check_export", "export"]
+__all__ = ["FORMATS", "NUMBERS", "QUANTIZED", "check_export", "check_options", "export"]
 
 #: What a model can be exported as; in which whole numbers, and in which floating-point ones.
 FORMATS, NUMBERS = ("hf", "onnx"), ("float32", "bfloat16")
@@ -97,15 +97,7 @@ def export(
         FileExistsError: the folder is there and not empty.
         ImportError: the extra `onnx`, `peft` or `compress` is needed and not installed.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    if adapter and (merge or format != "hf"):
-        other = "merge" if merge else f"format={format!r}"
-        raise ValueError(f"adapter writes one adapter alone and {other} a whole model: give one")
-    if plain and (adapter or format != "hf"):
-        other = "adapter" if adapter else f"format={format!r}"
-        raise ValueError(f"plain is about folders of whole models, and {other} is none: give one")
-    _check_numbers(format, bool(adapter), quantize, dtype)
+    check_options(format, merge, bool(adapter), plain, quantize, dtype)
     target = Path(output)
     if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is there already; give another output or overwrite it")
@@ -169,11 +161,29 @@ def export(
     return target
 
 
-def _check_numbers(format: str, adapter: bool, quantize: str | None, dtype: str | None) -> None:
-    """Check the options that say in which numbers a model is written."""
-    for word, given, known in (("quantize", quantize, QUANTIZED), ("dtype", dtype, NUMBERS)):
-        if given is not None and given not in known:
-            raise ValueError(f"{word} must be one of {', '.join(known)}, got {given!r}")
+def check_options(
+    format: str, merge: bool, adapter: bool, plain: bool, quantize: str | None, dtype: str | None
+) -> None:
+    """Check options of `export` that need no model to be wrong.
+
+    Raises:
+        ValueError: one is unknown, or two exclude each other.
+    """
+    known = (
+        ("format", format, FORMATS),
+        ("quantize", quantize, QUANTIZED),
+        ("dtype", dtype, NUMBERS),
+    )
+    for word, given, allowed in known:
+        if given is not None and given not in allowed:
+            raise ValueError(f"{word} must be one of {', '.join(allowed)}, got {given!r}")
+    if adapter and (merge or format != "hf"):
+        other = "merge" if merge else f"format={format!r}"
+        raise ValueError(f"adapter writes one adapter alone and {other} a whole model: give one")
+    if plain and (adapter or format != "hf"):
+        other = "adapter" if adapter else f"format={format!r}"
+        raise ValueError(f"plain is about folders of whole models, and {other} is none: give one")
+    for word, given in (("quantize", quantize), ("dtype", dtype)):
         if given is not None and adapter:
             raise ValueError(f"{word} is about whole models, and adapter is none: give one")
     if dtype == "bfloat16" and format != "hf":

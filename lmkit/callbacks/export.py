@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, cast
@@ -9,8 +10,9 @@ from typing import Literal, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ..dashboard import is_dry_run, run_directory
-from ..exporting import check_export, export
+from ..exporting import check_export, check_options, export
 from ..modules import LMModule
+from ..surgery.torchao_tensors import require_torchao
 
 __all__ = ["ExportCallback"]
 
@@ -33,13 +35,16 @@ class ExportCallback(Callback):
             ones.
         adapter: write the only or only active adapter alone, with its head.
         plain: refuse a structure that plain `transformers` cannot load.
+        quantize: `int8` or `torchao`, as `lmkit.export` has it.
+        exclude: roles, names or patterns of layers that are not quantized.
+        dtype: `bfloat16` for a folder of half the bytes.
 
     Raises:
-        ValueError: `format` or `weights` is none of these, or options exclude each other; at the
-            start of a fit, the module has adapters or a structure that could not be exported so.
+        ValueError: an option is none of these, or options exclude each other; at the start of a
+            fit, the module has adapters or a structure that could not be exported so.
         TypeError: at the start of a fit, the module is not lmkit's.
         FileExistsError: at the start of a fit, `output` holds something other than an export.
-        ImportError: at the start of a fit, what ONNX needs is not installed.
+        ImportError: at the start of a fit, what ONNX or torchao needs is not installed.
 
     Example:
         >>> ExportCallback(format="onnx").weights
@@ -54,10 +59,12 @@ class ExportCallback(Callback):
         merge: bool = False,
         adapter: bool = False,
         plain: bool = False,
+        quantize: Literal["int8", "torchao"] | None = None,
+        exclude: Sequence[str] = (),
+        dtype: Literal["float32", "bfloat16"] | None = None,
     ) -> None:
         super().__init__()
-        if format not in ("hf", "onnx"):
-            raise ValueError(f"format must be 'hf' or 'onnx', got {format!r}")
+        check_options(format, merge, adapter, plain, quantize, dtype)
         if weights not in ("best", "last"):
             raise ValueError(f"weights must be 'best' or 'last', got {weights!r}")
         self.output = output
@@ -66,10 +73,9 @@ class ExportCallback(Callback):
         self.merge = merge
         self.adapter = adapter
         self.plain = plain
-        if plain and (adapter or format != "hf"):
-            raise ValueError("plain=True is about folders of whole models: leave it out")
-        if adapter and (merge or format != "hf"):
-            raise ValueError("adapter=True writes an adapter alone: leave merge and format out")
+        self.quantize = quantize
+        self.exclude = tuple(exclude)
+        self.dtype = dtype
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out before hours of training whether the export can be written after them."""
@@ -92,6 +98,8 @@ class ExportCallback(Callback):
                 f"ExportCallback(format='onnx') needs {', '.join(missing)}: "
                 "pip install 'lmkit[onnx]'"
             )
+        if self.quantize == "torchao":
+            require_torchao()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out whether adapters and structure, which are there by now, can be exported."""
@@ -105,8 +113,18 @@ class ExportCallback(Callback):
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         module = cast(LMModule, pl_module)
         source = best if self.weights == "best" and best and Path(best).exists() else module
-        how = {name: getattr(self, name) for name in ("merge", "adapter", "plain")}
-        export(source, self._folder(trainer), format=self.format, overwrite=True, **how)
+        export(
+            source,
+            self._folder(trainer),
+            format=self.format,
+            overwrite=True,
+            merge=self.merge,
+            adapter=self.adapter,
+            plain=self.plain,
+            quantize=self.quantize,
+            exclude=self.exclude,
+            dtype=self.dtype,
+        )
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(self.output) if self.output else run_directory(trainer) / "export"

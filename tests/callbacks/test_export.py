@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification
 
+import lmkit
 from lmkit.callbacks import CheckpointCallback, ExportCallback
 from lmkit.surgery.adapter import Adapter
 from lmkit.surgery.lora import LoRA
+from lmkit.surgery.quantized_layers import QuantizedLinear
+from tests import tiny as tiny_models
 from tests.adapter_modules import make, said
 from tests.cases import make_trainer
 
@@ -72,7 +75,9 @@ def test_a_module_of_somebody_else_is_refused_before_the_training(fit):
         fit(ExportCallback())
 
 
-@pytest.mark.parametrize("wrong", [{"format": "tf"}, {"weights": "first"}])
+@pytest.mark.parametrize(
+    "wrong", [{"format": "tf"}, {"weights": "first"}, {"quantize": "int3"}, {"dtype": "float8"}]
+)
 def test_unknown_words_are_refused(wrong):
     with pytest.raises(ValueError, match="must be"):
         ExportCallback(**wrong)
@@ -96,5 +101,27 @@ def test_adapters_are_merged_or_refused_before_the_training(tmp_path):
     module.operate(Adapter("b", targets=["output.dense"]))
     with pytest.raises(ValueError, match="'b' is a bottleneck adapter"):
         ExportCallback("out", merge=True).on_fit_start(trainer, module)
-    with pytest.raises(ValueError, match="leave merge and format out"):
+    with pytest.raises(ValueError, match="adapter writes one adapter alone"):
         ExportCallback("out", merge=True, adapter=True)
+
+
+def test_an_export_is_quantized_and_of_half_the_bytes(tmp_path):
+    module = make(tmp_path)
+    module.tokenizer = tiny_models.tokenizer("wordpiece")
+    ExportCallback("plain").on_fit_end(make_trainer(), module)
+    ExportCallback("half", dtype="bfloat16").on_fit_end(make_trainer(), module)
+    ExportCallback("whole", quantize="int8", exclude=["value"]).on_fit_end(make_trainer(), module)
+    plain, half = (Path(name, "model.safetensors").stat().st_size for name in ("plain", "half"))
+    assert half < 0.6 * plain
+    network = lmkit.load("whole").network
+    rounded = {
+        n.split(".")[-1] for n, m in network.named_modules() if isinstance(m, QuantizedLinear)
+    }
+    assert "query" in rounded and "value" not in rounded
+
+
+def test_options_that_exclude_each_other_are_refused_at_once():
+    with pytest.raises(ValueError, match="exclude each other"):
+        ExportCallback(quantize="int8", dtype="bfloat16")
+    with pytest.raises(ValueError, match="for ONNX give quantize='int8'"):
+        ExportCallback(format="onnx", quantize="torchao")
