@@ -160,6 +160,11 @@ CASES = [
         covers=("SequenceClassificationModule", "SequenceClassificationDataModule"),
     ),
     Case(
+        "text_augmentation",
+        core=True,
+        **{**CLASSIFICATION, "data_settings": {"transforms": ["RandomDeletion", "RandomSwap"]}},
+    ),
+    Case(
         "distillation",
         core=True,
         **{**CLASSIFICATION, "module": DistillationModule},

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..tokenization import require_pad_token
 from ..tokenization.question_windows import QuestionWindows
 from ..types import IGNORE_INDEX
+from .augmentation import Augmentation, Rewriter, Transforms, plain_transforms
 from .batch_plan import BatchPlan
 from .example_table import Columns, ExampleTable
 from .loader import Collate, PlannedLoader
@@ -59,6 +60,15 @@ class QuestionAnsweringDataModule(TaskDataModule):
         encoding: of the characters of the files.
         on_bad_row: `error`, or `skip` to count bad questions and go on.
         val_fraction: share of the training questions held out, in `[0, 1)`.
+        transforms: what changes the words of the training examples: one or several of
+            `lmkit.transforms`, each a name or a dictionary of `class_path` and `init_args`; see
+            `docs/text_augmentation.md`.
+        augmentations_per_example: make so many changed copies of each example, once, which train
+            beside it. Needed with `transforms`: a changed context has
+            other windows, so that none can be changed while a batch is made.
+        transform_options: a dictionary of `strength`, in `[0, 1]`, what the rates of all are
+            multiplied by (or `{"start": 0.0, "stop": 1.0}`, to change it in the course of a run);
+            `protect`, arguments of `Protection`.
         tokenizer: hub name or folder, of a fast one; by default the model's own.
         max_length: tokens in a row, special tokens included.
         doc_stride: tokens that neighbouring windows share, as transformers' `stride`. (BERT's
@@ -94,6 +104,9 @@ class QuestionAnsweringDataModule(TaskDataModule):
         encoding: str = "utf-8",
         on_bad_row: OnBadRow = "error",
         val_fraction: float = 0.1,
+        transforms: Transforms = None,
+        augmentations_per_example: int | None = None,
+        transform_options: dict[str, Any] | None = None,
         tokenizer: str | None = None,
         max_length: int = 384,
         doc_stride: int = 128,
@@ -104,6 +117,7 @@ class QuestionAnsweringDataModule(TaskDataModule):
         seed: int | None = None,
         cache_dir: str | None = None,
     ) -> None:
+        transforms = plain_transforms(transforms)
         super().__init__(
             source,
             train_file,
@@ -130,6 +144,13 @@ class QuestionAnsweringDataModule(TaskDataModule):
             )
         self.columns = QuestionColumns(question_column, context_column, answers_column)
         self.doc_stride, self.max_question_length = doc_stride, max_question_length
+        if transforms and not augmentations_per_example:
+            raise ValueError(
+                "transforms change the windows that a context is cut into, so that they cannot be "
+                "done while a batch is made: give augmentations_per_example (e.g. 1)"
+            )
+        how = transforms, augmentations_per_example, transform_options
+        self.augmentation = Augmentation.of(*how)
         self._asked: list[dict[str, str]] = []
 
     @property
@@ -146,6 +167,19 @@ class QuestionAnsweringDataModule(TaskDataModule):
         if not labelled:
             self._asked = [{"id": q.id, "question": q.question} for q in questions]
         return questions
+
+    def rewrite(self, example: Question, rewriter: Rewriter) -> Question:
+        """Return a changed question on a changed context, around its answers."""
+        answers = example.answers or ()
+        start = min((answer.start for answer in answers), default=0)
+        stop = max((answer.start + len(answer.text) for answer in answers), default=0)
+        context, now = rewriter.around(example.context, start, stop)
+        moved = tuple(a._replace(start=a.start + now - start) for a in answers)
+        return example._replace(
+            question=rewriter.text(example.question),
+            context=context,
+            answers=None if example.answers is None else moved,
+        )
 
     def group(self, example: Question) -> str:
         """Return the context, so that all questions on it are on one side of a hold-out."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..tokenization import require_pad_token
 from ..types import IGNORE_INDEX
+from .augmentation import Augmentation, Rewriter, Transforms, plain_transforms
 from .encoded_texts import check_pairs, encode_texts
 from .example_collator import ExampleCollator
 from .example_table import Columns, ExampleTable
@@ -57,6 +58,16 @@ class SequenceClassificationDataModule(TaskDataModule):
         val_fraction: share of each class held out where there is no `val_file`.
         examples_per_class: train on so many examples of each class only, drawn by the seed.
         class_balanced: let each class come as often as any other in training.
+        transforms: what changes the words of the training examples: one or several of
+            `lmkit.transforms`, each a name or a dictionary of `class_path` and `init_args`; see
+            `docs/text_augmentation.md`.
+        augmentations_per_example: make so many changed copies of each example, once, which train
+            beside it; by default the examples are changed, anew in each epoch.
+        transform_options: a dictionary of `strength`, in `[0, 1]`, what the rates of all are
+            multiplied by (or `{"start": 0.0, "stop": 1.0}`, to change it in the course of a run);
+            `protect`, arguments of `Protection`; `splits`, a list of which examples are changed,
+            `val` and `test` only if they are named; and `view: true` to leave the examples as they
+            are and put what was changed beside them, for `UDACallback`.
         tokenizer: a hub name or a folder; the model's own by default.
         max_length: tokens of an example at most, special ones included.
         batch_size: examples per batch and rank.
@@ -74,6 +85,8 @@ class SequenceClassificationDataModule(TaskDataModule):
         >>> data.task, data.batch_size
         ('single_label', 32)
     """
+
+    example_type: ClassVar[type[Any]] = LabelledText
 
     def __init__(
         self,
@@ -94,6 +107,9 @@ class SequenceClassificationDataModule(TaskDataModule):
         val_fraction: float = 0.1,
         examples_per_class: int | None = None,
         class_balanced: bool = False,
+        transforms: Transforms = None,
+        augmentations_per_example: int | None = None,
+        transform_options: dict[str, Any] | None = None,
         tokenizer: str | None = None,
         max_length: int = 256,
         batch_size: int = 32,
@@ -102,6 +118,7 @@ class SequenceClassificationDataModule(TaskDataModule):
         seed: int | None = None,
         cache_dir: str | None = None,
     ) -> None:
+        transforms = plain_transforms(transforms)
         super().__init__(
             source,
             train_file,
@@ -148,6 +165,8 @@ class SequenceClassificationDataModule(TaskDataModule):
             label_separator,
         )
         self._order: list[str] = []
+        how = transforms, augmentations_per_example, transform_options
+        self.augmentation = Augmentation.of(*how, view=True)
 
     def read(self, source: RecordSource, labelled: bool, bad: BadRows) -> list[LabelledText]:
         """Return the examples of a source."""
@@ -173,6 +192,11 @@ class SequenceClassificationDataModule(TaskDataModule):
     def stratum(self, example: LabelledText) -> tuple[str, ...] | None:
         """Return the class, or the classes together."""
         return None if example.labels is None else tuple(sorted(example.labels))
+
+    def rewrite(self, example: LabelledText, rewriter: Rewriter) -> LabelledText:
+        """Return an example with a changed text, or two."""
+        pair = None if example.pair is None else rewriter.text(example.pair)
+        return example._replace(text=rewriter.text(example.text), pair=pair)
 
     def texts(self, example: LabelledText) -> tuple[str, ...]:
         """Return one text or two."""
@@ -219,6 +243,7 @@ class SequenceClassificationDataModule(TaskDataModule):
         shape = (len(kept), len(known)) if self.task == "multi_label" else (len(kept),)
         columns["labels"] = np.asarray(labels, kind).reshape(shape)
         columns["unlabelled"] = [example.is_unlabelled for example in kept]
+        columns |= self.augmentation.column(kept) if self.augmentation else {}
         columns["line"] = np.array([example.line for example in kept], np.int64)
         columns["text"] = [example.text for example in kept]
         columns["pair"] = [example.pair or "" for example in kept]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -14,19 +13,24 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from .batch_plan import BatchPlan, check_positive, check_settings
+from .augmentation import Augmentation, Rewriter
+from .batch_plan import check_positive, check_settings
 from .data_facts import compare_facts
-from .every_row import check_fixed, rows_hash
+from .every_row import rows_hash
 from .example_table import Columns, ExampleTable
-from .length_plan import LengthPlan
 from .loader import Collate, PlannedLoader, ResumableLoader
 from .records import RecordOptions, RecordSource
 from .source import short_hash
 from .source_resolution import Files, is_plain_source
+from .task_loaders import (
+    evaluation_loader,
+    every_row_loader,
+    prediction_loader,
+    train_loader,
+)
 from .task_tables import prediction_table, task_data
 from .task_tokenizer import take_task_tokenizer
 from .text_rows import BadRows, OnBadRow
-from .trainer_facts import epoch_length, epoch_number, ranks, step_batches
 
 __all__ = ["TaskDataModule"]
 
@@ -48,6 +52,11 @@ class TaskDataModule(LightningDataModule):
         unlabelled_rows: how many training examples, the last ones, are of `unlabelled_file`.
         statistics: examples, tokens and classes of each split, as plain data.
     """
+
+    #: The named tuple of plain data that an example is.
+    example_type: ClassVar[type[Any]]
+    #: How words of examples are changed; set by the data modules that can.
+    augmentation: Augmentation | None = None
 
     def __init__(
         self,
@@ -143,6 +152,10 @@ class TaskDataModule(LightningDataModule):
         """Return how long each example is, by which they are brought together: int64 `[N]`."""
         return table.ragged("input_ids").lengths
 
+    def rewrite(self, example: Any, rewriter: Rewriter) -> Any:
+        """Return an example with changed words, and with labels that follow them."""
+        raise NotImplementedError(f"{type(self).__name__} has no transforms")
+
     def texts(self, example: Any) -> tuple[str, ...]:
         """Return the texts of an example, to train a tokenizer on where there is none."""
         raise ValueError("there is no tokenizer; pass tokenizer (a hub name or a folder)")
@@ -166,8 +179,14 @@ class TaskDataModule(LightningDataModule):
 
     @property
     def fixed_rows(self) -> bool:
-        """Whether a training row is the same in every epoch: it is, however often it is drawn."""
-        return True
+        """Whether a training row is the same in every epoch, however often it is drawn."""
+        return not (self.augmentation and self.augmentation.draws)
+
+    @property
+    def draws_rows(self) -> bool:
+        """Whether the seed decides which examples there are."""
+        copies = self.augmentation and self.augmentation.copies
+        return bool(copies) or self.examples_per_class is not None
 
     def prepare_data(self) -> None:
         """Read, check and encode, where the cache does not have it; once per node."""
@@ -196,38 +215,25 @@ class TaskDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the training batches, drawn anew each epoch."""
-        table = self.table("train")
-        overfit = bool(getattr(self.trainer, "overfit_batches", 0))
-        lengths, batches = self.lengths(table, training=True), step_batches(self.trainer)
-        how = *ranks(self.trainer), None if overfit else self.seed, self.classes(table)
-        plan = LengthPlan(lengths, self.batch_size, *how, accumulate=batches)
-        return ResumableLoader(
-            plan,
-            self.collator(table, training=True),
-            self.num_workers,
-            stop=epoch_length(self.trainer, len(plan)),
-            clock=partial(epoch_number, self.trainer) if self.trainer else None,
-        )
+        return train_loader(self)
 
     def val_dataloader(self) -> PlannedLoader | list[PlannedLoader]:
         """Return the validation batches, or an empty list where there are no such examples."""
         self.setup()
-        return self._evaluation("val") if "val" in self._tables else []
+        return evaluation_loader(self, "val") if "val" in self._tables else []
 
     def test_dataloader(self) -> PlannedLoader:
         """Return the test batches; without a test set, the validation batches."""
         self.setup()
         if "test" not in self._tables and "val" in self._tables:
             rank_zero_info("there are no test examples: testing on those of the validation")
-            return self._evaluation("val")
-        return self._evaluation("test")
+            return evaluation_loader(self, "val")
+        return evaluation_loader(self, "test")
 
     def predict_dataloader(self) -> PlannedLoader:
         """Return the rows of `predict_file`, in order; labels are not needed, nor looked at."""
-        self._tables["predict"] = table = prediction_table(self)
-        batch_size = self.eval_batch_size or self.batch_size
-        plan = BatchPlan(len(table), batch_size, *ranks(self.trainer))
-        return PlannedLoader(plan, self.collator(table, training=False), self.num_workers)
+        self._tables["predict"] = prediction_table(self)
+        return prediction_loader(self)
 
     def row_count(self, split: str = "train") -> int:
         """Return how many rows a split has, as training or evaluation has them."""
@@ -249,11 +255,7 @@ class TaskDataModule(LightningDataModule):
         Raises:
             ValueError: rows are drawn anew in each epoch, or there is no such split.
         """
-        check_fixed(self, split, batch_size)
-        training, table = split == "train", self.table(split)
-        usual = self.batch_size if training else self.eval_batch_size or self.batch_size
-        plan = LengthPlan(self.lengths(table), batch_size or usual)
-        return PlannedLoader(plan, self.collator(table, training), self.num_workers)
+        return every_row_loader(self, split, batch_size)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run must find unchanged."""
@@ -271,7 +273,7 @@ class TaskDataModule(LightningDataModule):
         if not self._seed_is_given and self.seed != before["seed"]:
             # Nobody asked for a seed: the run goes on with the one that it began with.
             self.seed = self._facts["seed"] = int(before["seed"])
-            if self.examples_per_class is not None:  # other ones were drawn
+            if self.draws_rows:  # other ones were drawn
                 self._build(self.tokenizer)
         if changed := compare_facts(before, self._facts):
             rank_zero_warn(changed)
@@ -292,9 +294,3 @@ class TaskDataModule(LightningDataModule):
         self.statistics = made.statistics
         if self.fingerprint != before:
             rank_zero_info(made.words)
-
-    def _evaluation(self, split: str) -> PlannedLoader:
-        table = self.table(split)
-        batch_size = self.eval_batch_size or self.batch_size
-        plan = LengthPlan(self.lengths(table), batch_size, *ranks(self.trainer))
-        return PlannedLoader(plan, self.collator(table, training=False), self.num_workers)

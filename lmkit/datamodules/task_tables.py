@@ -96,9 +96,9 @@ def task_data(data: TaskDataModule, tokenizer: PreTrainedTokenizerBase | None) -
         "examples_per_class": data.examples_per_class,
         "max_length": data.max_length,
         **data.settings(),
+        **({} if data.augmentation is None else data.augmentation.facts()),
     }
-    # Only a draw of few examples depends on the seed.
-    drawn = data.seed if data.examples_per_class is not None else None
+    drawn = data.seed if data.draws_rows else None
     found = task_tables(data, sources, [facts, drawn], cache)
     tables, labels = dict(found.tables), found.labels
     facts = {**facts, "labels": data.labels, "seed": data.seed}
@@ -232,6 +232,8 @@ def _make(
         examples["train"] = few_of_each(
             examples["train"], data.examples_per_class, data.seed, data.stratum
         )
+    if data.augmentation is not None and "train" in examples:
+        examples["train"] = data.augmentation.with_copies(data, examples["train"])
     # Those to validate on do not tell which classes there are to train.
     alone = "unlabelled" in sources and "train" not in examples
     data.labels = align_labels(data.label_names([] if alone else named), own, trained)

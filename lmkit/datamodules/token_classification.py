@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..functional.tagging import Scheme, detect_scheme, parse_tag, to_bio
-from ..tokenization.word_pieces import PiecedWords, piece_encoder
+from ..tokenization.word_pieces import join_words, piece_encoder
 from ..tokenization.word_windows import WordLayout
 from ..types import IGNORE_INDEX
+from .augmentation import Augmentation, Rewriter, Transforms, plain_transforms
 from .conll import Column
 from .example_collator import ExampleCollator
 from .example_table import Columns, ExampleTable
-from .label_names import label_number, sorted_labels
+from .label_names import sorted_labels
 from .loader import Collate
 from .packed_batches import PackedCollator
 from .records import RecordSource
@@ -23,11 +24,9 @@ from .tagged_words import TaggedText, TaggedWordsReader
 from .task import TaskDataModule
 from .text_rows import BadRows, OnBadRow
 from .word_batches import WordCollator, training_columns
+from .word_labels import inner_numbers, piece_labels, tag_numbers
 
 __all__ = ["TokenClassificationDataModule"]
-
-# The prefixes that tags of a scheme may have.
-_PREFIXES = {"auto": "BIESLU", "bio": "BI", "iob1": "BI", "iobes": "BIESLU"}
 
 
 class TokenClassificationDataModule(TaskDataModule):
@@ -72,6 +71,15 @@ class TokenClassificationDataModule(TaskDataModule):
         encoding: of the files.
         on_bad_row: `"error"`, or `"skip"` to leave out bad sentences, and say how many.
         val_fraction: share of the training sentences held out where there is no `val_file`.
+        transforms: what changes the words of the training examples: one or several of
+            `lmkit.transforms`, each a name or a dictionary of `class_path` and `init_args`; see
+            `docs/text_augmentation.md`.
+        augmentations_per_example: make so many changed copies of each example, once, which train
+            beside it; by default the examples are changed, anew in each epoch.
+        transform_options: a dictionary of `strength`, in `[0, 1]`, what the rates of all are
+            multiplied by (or `{"start": 0.0, "stop": 1.0}`, to change it in the course of a run);
+            `protect`, arguments of `Protection`; `splits`, a list of which examples are changed,
+            `val` and `test` only if they are named.
         tokenizer: a hub name or a folder; the model's own by default.
         max_length: tokens of a row, special ones included.
         batch_size: sentences per batch and rank.
@@ -90,6 +98,8 @@ class TokenClassificationDataModule(TaskDataModule):
         ('auto', 'first')
     """
 
+    example_type: ClassVar[type[Any]] = TaggedText
+
     def __init__(
         self,
         source: Any = None,
@@ -106,6 +116,9 @@ class TokenClassificationDataModule(TaskDataModule):
         encoding: str = "utf-8",
         on_bad_row: OnBadRow = "error",
         val_fraction: float = 0.1,
+        transforms: Transforms = None,
+        augmentations_per_example: int | None = None,
+        transform_options: dict[str, Any] | None = None,
         tokenizer: str | None = None,
         max_length: int = 256,
         batch_size: int = 32,
@@ -114,6 +127,7 @@ class TokenClassificationDataModule(TaskDataModule):
         seed: int | None = None,
         cache_dir: str | None = None,
     ) -> None:
+        transforms = plain_transforms(transforms)
         super().__init__(
             source=source,
             train_file=train_file,
@@ -144,6 +158,8 @@ class TokenClassificationDataModule(TaskDataModule):
         self.tag_names = tag_names
         self.scheme = scheme
         self.label_pieces = label_pieces
+        how = transforms, augmentations_per_example, transform_options
+        self.augmentation = Augmentation.of(*how)
         self._asked: list[TaggedText] = []
         self._windows: tuple[ExampleTable, ExampleTable] | None = None
 
@@ -177,10 +193,11 @@ class TokenClassificationDataModule(TaskDataModule):
         if asked := bool(examples) and examples[0].tags is None:
             self._asked = examples
         known = {name: number for number, name in enumerate(self.labels)}
-        tags = [self._numbers(example, known, bad) for example in examples]
+        scheme = self.scheme if self._spells_entities else "none"
+        tags = [tag_numbers(example, known, scheme, bad) for example in examples]
         kept = [(e, t) for e, t in zip(examples, tags, strict=True) if t is not None]
         pieced = piece_encoder(self.tokenizer)([example.words for example, _ in kept])
-        inner = [known.get(self._inner(name), number) for name, number in known.items()]
+        inner = inner_numbers(known, scheme) if self.label_pieces == "all" else None
         names = ("input_ids", "labels", "word_starts", "word_labels", "word_places")
         columns: dict[str, list[Any]] = {name: [] for name in (*names, "truncated", "unlabelled")}
         for (example, numbers), words in zip(kept, pieced, strict=True):
@@ -191,9 +208,10 @@ class TokenClassificationDataModule(TaskDataModule):
             columns["word_starts"].append(words.starts.tolist())
             columns["word_labels"].append(numbers)
             columns["word_places"].append([place for pair in example.places for place in pair])
-            made = self._piece_labels(words, numbers, inner)
+            made = piece_labels(words, numbers, inner)
             before, behind = ([IGNORE_INDEX] * len(a) for a in (layout.prefix, layout.suffix))
             columns["labels"].append([*before, *made, *behind])
+        columns |= self.augmentation.column([e for e, _ in kept]) if self.augmentation else {}
         del columns["word_labels" if asked else "word_places"]
         return columns
 
@@ -236,6 +254,17 @@ class TokenClassificationDataModule(TaskDataModule):
             "label_pieces": self.label_pieces,
         }
 
+    def rewrite(self, example: TaggedText, rewriter: Rewriter) -> TaggedText:
+        """Return a sentence with changed words, each with its tag."""
+        tags = example.tags
+        if tags is None:
+            words = rewriter.words(example.words)
+        else:
+            words, tags, _ = rewriter.tagged(
+                example.words, to_bio(tags) if self._spells_entities else tags
+            )
+        return TaggedText(words, tags, "", join_words(words)[1], [], example.file, example.line)
+
     def texts(self, example: TaggedText) -> tuple[str, ...]:
         """Return the words as a text."""
         return (example.text or " ".join(example.words),)
@@ -249,48 +278,3 @@ class TokenClassificationDataModule(TaskDataModule):
         if self.scheme == "auto":
             return detect_scheme([self.labels]) != "none"
         return self.scheme != "none"
-
-    def _numbers(
-        self, example: TaggedText, known: dict[str, int], bad: BadRows
-    ) -> list[int] | None:
-        """Return the label of each word, or report the sentence and return `None`."""
-        if (tags := example.tags) is None:
-            return [IGNORE_INDEX] * len(example.words)
-        if self._spells_entities:
-            for word, tag in enumerate(tags):
-                if fault := _tag_fault(tag, self.scheme):
-                    remedy = "Correct the tag, or pass scheme='none' if tags spell no entities"
-                    bad(example.file, example.line_of(word), fault, remedy)
-                    return None
-            tags = to_bio(tags)
-        numbers = []
-        for word, tag in enumerate(tags):
-            number = label_number(tag, known, example.file, example.line_of(word), bad)
-            if number is None:
-                return None
-            numbers.append(number)
-        return numbers
-
-    def _inner(self, name: str) -> str:
-        """Return the tag of the pieces behind the first of a word with some tag."""
-        return f"I{name[1:]}" if self._spells_entities and name.startswith("B") else name
-
-    def _piece_labels(self, words: PiecedWords, numbers: list[int], inner: list[int]) -> list[int]:
-        labels = [IGNORE_INDEX] * len(words.ids)
-        begins = [(int(s), n) for s, n in zip(words.starts, numbers, strict=True) if s >= 0]
-        for place, (start, number) in enumerate(begins):
-            labels[start] = number
-            if self.label_pieces == "all" and number != IGNORE_INDEX:
-                end = begins[place + 1][0] if place + 1 < len(begins) else len(labels)
-                labels[start + 1 : end] = [inner[number]] * (end - start - 1)
-        return labels
-
-
-def _tag_fault(tag: str, scheme: str) -> str:
-    try:
-        parse_tag(tag)
-    except ValueError as error:
-        return str(error)
-    if tag != "O" and tag[0] not in _PREFIXES[scheme]:
-        return f"the tag {tag!r} is none of scheme={scheme!r}, whose prefixes are B and I"
-    return ""

@@ -1,0 +1,116 @@
+"""Batches of examples whose words are changed anew in each epoch."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..transforms import example_rng
+from ..types import Batch
+from .example_table import ExampleTable
+from .loader import Collate
+from .text_rows import BadRows
+
+if TYPE_CHECKING:
+    from .augmentation import Augmentation
+    from .task import TaskDataModule
+
+__all__ = ["EXAMPLE", "ChangedBatches", "planned_epochs"]
+
+#: The column of the examples as they were read.
+EXAMPLE = "example"
+# What stands before the names of a view, and what a network reads of it.
+_VIEW, _SEEN = "view_", ("input_ids", "attention_mask", "token_type_ids")
+
+
+class ChangedBatches:
+    """Reads examples, changes their words, and encodes them anew, in the loader's process.
+
+    Args:
+        how: which changes.
+        data: encodes examples.
+        table: has the column `EXAMPLE`.
+        epochs: of the run, over which the strength may change.
+        usual: makes batches of the table, which are of the same kind.
+    """
+
+    def __init__(
+        self,
+        how: Augmentation,
+        data: TaskDataModule,
+        table: ExampleTable,
+        epochs: int,
+        usual: Collate,
+    ) -> None:
+        # A worker needs neither the trainer nor the other tables.
+        self.data = copy.copy(data)
+        self.data.trainer, self.data.augmentation, self.data._tables = None, None, {}
+        self.how, self.table, self.epochs, self.usual = how, table, epochs, usual
+
+    def __call__(self, epoch: int, rows: Tensor) -> Batch:
+        """Return the batch of these examples, int64 `[B]`, -1 for a filler row."""
+        there = rows[rows >= 0]
+        if not len(there):
+            return self._joined(rows, epoch, self.usual(epoch, rows))
+        places = torch.full_like(rows, -1)
+        places[rows >= 0] = torch.arange(len(there))
+        collate: Any = copy.copy(self.usual)
+        collate.table = self._changed(epoch, there.tolist())
+        made: Batch = collate(epoch, places)
+        for name in {"index", "segment_index"} & made.keys():
+            made[name] = torch.where(made[name] < 0, -1, there[made[name].clamp(min=0)])
+        return self._joined(rows, epoch, made)
+
+    def _changed(self, epoch: int, numbers: list[int]) -> ExampleTable:
+        progress = min(1.0, epoch / max(1, self.epochs - 1))
+        known = [json.loads(self.table.text(EXAMPLE, number)) for number in numbers]
+        examples = [self.data.example_type(*fields) for fields in known]
+        draws = (example_rng(self.data.seed, epoch, number) for number in numbers)
+        each = zip(examples, draws, strict=True)
+        changed = [self.data.rewrite(e, self.how.rewriter(rng, progress)) for e, rng in each]
+        columns = self._encoded(changed)
+        before = self.table.ragged("input_ids").lengths[numbers].clip(min=self.data.max_length)
+        long = [len(ids) > most for ids, most in zip(columns["input_ids"], before, strict=True)]
+        if any(long):  # there may be no position for such a row: it stays as it is
+            both = zip(examples, changed, long, strict=True)
+            columns = self._encoded([e if too else c for e, c, too in both])
+        return ExampleTable.of(columns)
+
+    def _encoded(self, examples: list[Any]) -> dict[str, Any]:
+        columns = dict(self.data.encode(examples, BadRows("error")))
+        for name in ("truncated", "unlabelled"):
+            columns.pop(name, None)
+        if "token_type_ids" in self.table and "token_type_ids" not in columns:
+            columns["token_type_ids"] = [[0] * len(ids) for ids in columns["input_ids"]]
+        return columns
+
+    def _joined(self, rows: Tensor, epoch: int, made: Batch) -> Batch:
+        if not self.how.view:
+            return made
+        seen = {f"{_VIEW}{n}": made[n] for n in _SEEN if n in made}
+        return {**self.usual(epoch, rows), **seen}
+
+
+def planned_epochs(data: TaskDataModule) -> int:
+    """Return how many epochs a run has.
+
+    Raises:
+        ValueError: it has no end.
+    """
+    trainer = data.trainer
+    epochs = getattr(trainer, "max_epochs", None)
+    if epochs is not None and epochs > 0:
+        return int(epochs)
+    steps = getattr(trainer, "max_steps", -1)
+    if trainer is None or steps is None or steps < 1:
+        raise ValueError(
+            "strength follows the share of the run that is done, and this one has no "
+            "end: give the trainer max_epochs"
+        )
+    batches = math.ceil(data.row_count() / data.batch_size / max(1, trainer.world_size))
+    return max(1, math.ceil(steps * trainer.accumulate_grad_batches / batches))
