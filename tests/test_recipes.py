@@ -95,6 +95,7 @@ TASKS = {
     "low_rank": Task(task_files.labelled_texts, "label"),
     "structured_pruning": Task(task_files.labelled_texts, "label"),
     "quantization": Task(task_files.labelled_texts, "label"),
+    "text_augmentation": Task(task_files.labelled_texts, "label"),
     **{word: Task(task_files.labelled_texts, "label") for word in (*TUNED_IN_PART, *WITH_A_LOSS)},
     "pair_classification": Task(
         task_files.scored_pairs, "label", "--data.max_length=32 --data.label_column=score", PAIR
