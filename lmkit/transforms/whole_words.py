@@ -20,19 +20,19 @@ def whole_words(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
     Example:
         >>> from lmkit.tokenization import train_tokenizer
-        >>> sorted(whole_words(train_tokenizer(["a cat sat on a cat"], vocab_size=40)))[:4]
-        ['a', 'c', 'cat', 'i']
+        >>> "cat" in whole_words(train_tokenizer(["a cat sat on a cat"], vocab_size=40))
+        True
     """
     special = set(tokenizer.all_special_ids)
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     ids = [number for token, number in vocabulary if number not in special]
-    texts = tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
-    words = sorted({text.strip() for text in texts if text.strip().isalpha()})
+    texts = [str(tokenizer.decode([i])).strip() for i in ids]
+    words = sorted({text for text in texts if text.isalpha()})
     # A space before it, as in the middle of a text.
     rows = tokenizer([f" {word}" for word in words], add_special_tokens=False)["input_ids"]
     single = [
         (int(row[0]), word)
         for word, row in zip(words, rows, strict=True)
-        if len(row) == 1 and row[0] not in special and tokenizer.decode(row).strip() == word
+        if len(row) == 1 and row[0] not in special and str(tokenizer.decode(row)).strip() == word
     ]
     return {word: number for number, word in sorted(single)}
