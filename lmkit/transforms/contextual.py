@@ -179,7 +179,9 @@ class ContextualReplacement(WordTransform):
         for place, number, found in zip(places, drawn, self.propose(words, places), strict=True):
             if not found:
                 continue
-            weights = np.cumsum(np.array([c for _, c in found]) ** (1 / self.temperature))
+            # Beside the likeliest one, for low temperatures would make nothing of all of them.
+            shares = np.array([c for _, c in found]) / found[0][1]
+            weights = np.cumsum(shares ** (1 / self.temperature))
             chosen = int(np.searchsorted(weights, number * weights[-1], side="right"))
             new = match_case(found[min(chosen, len(found) - 1)][0], words[place])
             made.append(Change("substitute", place, place + 1, [new]))

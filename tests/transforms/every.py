@@ -25,7 +25,39 @@ from lmkit.transforms import (
 )
 from lmkit.transforms.noise import KINDS
 
-WORDS = ["film", "movie", "city", "big", "quickly", "plan", "went", "he", "her", "his", "James", "car", "good", "possible", "receive", "New", "York", "not", "a", "the", ",", ".", "!", "3.5", "[MASK]", "www.a.com", "Ünïcode", "don't", "東京", "CAR", "I"]
+WORDS = [
+    "film",
+    "movie",
+    "city",
+    "big",
+    "quickly",
+    "plan",
+    "went",
+    "he",
+    "her",
+    "his",
+    "James",
+    "car",
+    "good",
+    "possible",
+    "receive",
+    "New",
+    "York",
+    "not",
+    "a",
+    "the",
+    ",",
+    ".",
+    "!",
+    "3.5",
+    "[MASK]",
+    "www.a.com",
+    "Ünïcode",
+    "don't",
+    "東京",
+    "CAR",
+    "I",
+]
 
 EVERY: dict[str, Callable[[str], Transform]] = {
     "synonyms": lambda wordnet: SynonymReplacement(0.5, wordnet),

@@ -229,7 +229,24 @@ def test_ramps_that_are_wrong():
 
 
 def test_protection():
-    sentence = ["Yes", ".", "Anna", "saw", "I'm", "@you", "a", "3rd", "[SEP]", "Isn't", "it", "?", "He", "<s>", "cant", "X"]
+    sentence = [
+        "Yes",
+        ".",
+        "Anna",
+        "saw",
+        "I'm",
+        "@you",
+        "a",
+        "3rd",
+        "[SEP]",
+        "Isn't",
+        "it",
+        "?",
+        "He",
+        "<s>",
+        "cant",
+        "X",
+    ]
     flags = Protection(special_tokens=["X"])(sentence)
     kept = [word for word, flag in zip(sentence, flags, strict=True) if flag]
     assert kept == [".", "@you", "3rd", "[SEP]", "Isn't", "?", "<s>", "cant", "X"]

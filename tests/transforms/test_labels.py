@@ -63,5 +63,5 @@ def test_which_are_bio(tags, bio):
 
 
 def test_other_schemes_are_refused():
-    with pytest.raises(ValueError, match="'L-PER'.*to_bio"):
+    with pytest.raises(ValueError, match=r"'L-PER'.*to_bio"):
         are_bio(["B-PER", "L-PER"])

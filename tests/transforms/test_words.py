@@ -11,7 +11,14 @@ from lmkit.transforms import Words, split_words
 
 def test_any_text_comes_back():
     rng = random.Random(0)
-    alphabet = [*"abcXYZ 019\t\n.,!?-'’\"()[]<>@#:/_$€…“”", "é", "e\u0301", "\u200d", "東", "🙂"]
+    alphabet = [
+        *"abcXYZ 019\t\n.,!?-'\u2019\"()[]<>@#:/_$€…“”",
+        "é",
+        "e\u0301",
+        "\u200d",
+        "東",
+        "🙂",
+    ]
     alphabet += ["[MASK]", "<mask>", "https://", "www.", "\ud800", "\x00", "\u00a0", "नमस्ते", "\r"]
     for _ in range(3000):
         text = "".join(rng.choices(alphabet, k=rng.randint(0, 30)))

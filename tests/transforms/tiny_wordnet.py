@@ -15,7 +15,7 @@ SENSES = {
 EXCEPTIONS = {
     "noun": "children child\n",
     "verb": "gone go\nwent go\nplanned plan\nplanning plan\nshot shoot\n",
-    "adj": "better good\nbest good\n",
+    "adj": "bigger big\nbetter good\nbest good\n",
     "adv": "better well\n",
 }
 #: Keys of senses, their numbers, and how often they were met.
