@@ -1,17 +1,12 @@
-"""Adversarial and consistency training: what a step costs, and what it is worth with few labels.
+"""Adversarial and consistency training: what a step costs.
 
-`--part cost` takes each way through steps of the MiniLM encoder on texts of `--length` tokens, in
-a process of its own, tuned as `lmkit fit` does by itself. Every other step is a plain one, and the
-CPU seconds of both are compared (medians). The peak of its memory is compared with that of a
-process of plain steps alone.
+Each way takes steps of the MiniLM encoder on texts of `--length` tokens, in a process of its own,
+tuned as `lmkit fit` does by itself. Every other step is a plain one, and the CPU seconds of both
+are compared (medians). The peak of its memory is compared with that of a process of plain steps
+alone.
+What the ways are worth is measured by `few_examples.py`.
 
-`--part quality` fine-tunes MiniLM on `--examples` of SUBJ, CR, TREC-6 or small fine foods, drawn by
-the seed, for as many steps each way, and tests on the whole test set (of CR what a fixed draw of
-3,000 leaves). `vat of more` and `uda of more` also see the other training texts, without their
-labels; a fifth of their rows then has one. `+` is between parts that are given together.
-
-    python benchmarks/adversarial.py --part cost --json cost.json
-    python benchmarks/adversarial.py --part quality --task cr --examples 500 --seeds 0 1 2 3 4
+    python benchmarks/adversarial.py --json adversarial.json
 """
 
 from __future__ import annotations
@@ -20,7 +15,6 @@ import argparse
 import json
 import random
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,16 +26,13 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, seed_everything
 from measure import (
-    WARMUP,
-    Clock,
     arguments,
-    data_folder,
     encoder_folder,
     median,
     quiet_trainer,
     write_json,
 )
-from sequence_classification import rows_of, write_rows
+from sequence_classification import write_rows
 
 from lmkit import callbacks, tune_process
 from lmkit.datamodules import SequenceClassificationDataModule
@@ -66,87 +57,6 @@ WAYS: dict[str, Callable[[], list[Callback]]] = {
     "uda": lambda: [callbacks.UDACallback()],
     "fgm+r_drop": lambda: [callbacks.FGMCallback(), callbacks.RDropCallback()],
 }
-#: With texts that have no label, beside the others.
-MORE = {"vat of more": "vat", "uda of more": "uda"}
-
-
-def examples_of(task: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Return text and label of the training and of the test examples."""
-    if task != "cr":
-        return rows_of(task)
-    path = data_folder() / "cr" / "custrev.all"
-    lines = path.read_text(encoding="latin-1").strip().split("\n")
-    pairs = ((text, label) for label, _, text in (line.partition(" ") for line in lines))
-    rows = [(text, label) for text, label in pairs if text.strip()]
-    random.Random(0).shuffle(rows)
-    return rows[:3000], rows[3000:]
-
-
-def learn(options: argparse.Namespace, way: str, seed: int) -> tuple[float, float]:
-    """Train one way; return accuracy and CPU seconds."""
-    train, test = examples_of(options.task)
-    draw = random.Random(seed)
-    order = draw.sample(range(len(train)), len(train))
-    few = [train[number] for number in order[: options.examples]]
-    with tempfile.TemporaryDirectory() as name:
-        folder, more = Path(name), None
-        if way in MORE:
-            rest = [train[number][0] for number in order[options.examples :]]
-            # Rows of the labelled ones again, so that each batch has some.
-            copies = max(1, len(rest) // (4 * len(few)))
-            few = few * copies
-            more = str(folder / "more.jsonl")
-            Path(more).write_text("".join(json.dumps({"text": t}) + "\n" for t in rest))
-        seed_everything(seed)
-        data = SequenceClassificationDataModule(
-            train_file=write_rows(folder / "train.csv", few),
-            test_file=write_rows(folder / "test.csv", test),
-            unlabelled_file=more,
-            val_fraction=0,
-            tokenizer=encoder_folder(),
-            max_length=128,
-            batch_size=options.rows * (2 if more else 1),
-            eval_batch_size=64,
-            seed=seed,
-            cache_dir=str(folder / "cache"),
-        )
-        module = SequenceClassificationModule(
-            encoder_folder(), learning_rate=options.learning_rate, warmup=WARMUP
-        )
-        clock = Clock()
-        made = WAYS[MORE.get(way, way)]()
-        trainer = quiet_trainer(
-            clock.of_lightning(), *made, max_steps=options.steps, default_root_dir=name
-        )
-        trainer.fit(module, data)
-        score = float(trainer.test(module, data, verbose=False)[0]["test/accuracy"])
-    return score, clock.seconds
-
-
-def quality(options: argparse.Namespace) -> dict[str, Any]:
-    """Train each way with each seed."""
-    found: dict[str, list[float]] = {}
-    for seed in options.seeds:
-        for way in options.ways:
-            score, seconds = learn(options, way, seed)
-            found.setdefault(way, []).append(score)
-            print({"seed": seed, way: score, "cpu_s": round(seconds, 1)}, flush=True)
-    plain = found.get("plain")
-    return {
-        way: {
-            "scores": scores,
-            "mean": statistics.mean(scores),
-            **({"over plain": _gain(scores, plain)} if plain else {}),
-        }
-        for way, scores in found.items()
-    }
-
-
-def _gain(scores: list[float], plain: list[float]) -> dict[str, float]:
-    """Mean difference of pairs of runs with one seed, and its standard error."""
-    gains = [a - b for a, b in zip(scores, plain, strict=True)]
-    error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
-    return {"mean": statistics.mean(gains), "standard error": error}
 
 
 class StepClock(Callback):
@@ -220,7 +130,7 @@ def cost(options: argparse.Namespace) -> dict[str, Any]:
     said = [f"{name}={getattr(options, name.removeprefix('--'))}" for name in shared]
     for _ in range(options.rounds):
         for way in options.ways:
-            command = [sys.executable, __file__, "--part", "one", "--ways", way, *said]
+            command = [sys.executable, __file__, "--one", "--ways", way, *said]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             figures = json.loads(done.stdout.splitlines()[-1])
             rounds.setdefault(way, []).append(figures)
@@ -239,26 +149,21 @@ def cost(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, write."""
     parser = arguments(__doc__)
-    parser.add_argument("--part", choices=["cost", "quality", "one"], default="cost")
-    parser.add_argument("--task", choices=["subj", "cr", "trec", "foods"], default="cr")
-    parser.add_argument("--ways", nargs="+", choices=[*WAYS, *MORE], default=list(WAYS))
-    parser.add_argument("--examples", type=int, default=500, help="labelled ones, of quality")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--steps", type=int, default=125, help="of each run")
     parser.add_argument("--rows", type=int, default=16, help="texts to a step")
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
-    parser.add_argument("--length", type=int, default=64, help="tokens of a text, of cost")
-    parser.add_argument("--precision", default=best_precision("cpu"), help="of cost")
-    parser.add_argument("--rounds", type=int, default=1, help="of cost")
+    parser.add_argument("--length", type=int, default=64, help="tokens of a text")
+    parser.add_argument("--precision", default=best_precision("cpu"))
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--one", action="store_true", help="one way, in this process")
     options = parser.parse_args()
     # What it puts into the environment is there when a process of its own begins.
     tune_process()
     torch.set_num_threads(options.threads)
-    if options.part == "one":
+    if options.one:
         sys.stdout.write(json.dumps(cost_of(options, options.ways[0])) + "\n")
         return
-    figures = cost(options) if options.part == "cost" else quality(options)
-    write_json(options.json, "adversarial", options, figures)
+    write_json(options.json, "adversarial", options, cost(options))
 
 
 if __name__ == "__main__":
