@@ -3,8 +3,10 @@
 The MiniLM encoder is fine-tuned on TREC-6, SUBJ, small-fine-foods or WNUT-17: the teacher. The
 students have layers 0, 2 and 5 (`--layers`) of it, with its embeddings and its head, and train for
 equal steps: `hard` on the labels alone, the others on the teacher too. `plain` starts from the
-layers of the plain encoder, and `random` from none, both with logits. `... of more` has also read
-`--copies` of each training text with words drawn anew, of which only the teacher says anything.
+layers of the plain encoder, and `random` from none, both with logits. `textbrewer`, where it is
+installed, is that library's distiller, with labels and logits, on the same batches. `... of more`
+has also read `--copies` of each training text with words drawn anew, of which only the teacher says
+anything.
 Accuracy is of the test set (entity F1 for WNUT-17), retention a share of the teacher's.
 
 `--task speed` compares CPU seconds: student and teacher at 32 rows of 128 tokens; an epoch of the
@@ -25,13 +27,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import seed_everything
-from measure import Clock, arguments, encoder_folder, quiet_trainer, write_json
+from measure import WARMUP, Clock, arguments, encoder_folder, quiet_trainer, write_json
 from sequence_classification import rows_of, write_rows
 
 #: Epochs of teacher and student, and their peak learning rates.
@@ -219,7 +222,9 @@ def quality(options: argparse.Namespace) -> dict[str, Any]:
             found.setdefault("teacher", []).append(score)
             print({"seed": seed, "teacher": score}, flush=True)
             for way in options.ways:
-                said = learn(options, folder, seed, teacher, way)
+                peer = way == "textbrewer"
+                how = learn_by_textbrewer if peer else partial(learn, way=way)
+                said = how(options, folder, seed, teacher)
                 found.setdefault(way, []).append(said["score"])
                 print({"seed": seed, way: said}, flush=True)
     best = statistics.mean(found["teacher"])
@@ -256,21 +261,23 @@ def naive_epoch(student: Any, teacher: Any, data: Any, steps: int) -> float:
     return time.process_time() - began
 
 
-def textbrewer_epoch(student: Any, teacher: Any, data: Any, steps: int, folder: Path) -> float:
-    """Train by the distiller of TextBrewer on the same batches, float32; CPU seconds."""
+def textbrewer_run(
+    student: Any, teacher: Any, batches: list[Any], folder: Path, rate: float = 1e-4
+) -> float:
+    """Train by the distiller of TextBrewer on batches, float32, one pass; CPU seconds.
+
+    Half of its loss is of the labels and half of the logits at temperature 2, and its rate rises
+    and falls as ours does.
+    """
     from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
+    from transformers import get_linear_schedule_with_warmup
 
     def adaptor(batch: Any, output: Any) -> dict[str, Any]:
         loss = output.loss
         return {"logits": (output.logits,), **({} if loss is None else {"losses": (loss,)})}
 
-    loader = data.train_dataloader()
-    names = ("input_ids", "attention_mask", "labels")
-    batches = [
-        {name: batch[name] for name in names}
-        for batch, _ in zip(loader, range(steps), strict=False)
-    ]
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=rate, weight_decay=0.01)
+    rise = {"num_warmup_steps": int(WARMUP * len(batches)), "num_training_steps": len(batches)}
     places = {"log_dir": None, "output_dir": str(folder / "textbrewer"), "device": "cpu"}
     distiller = GeneralDistiller(
         train_config=TrainingConfig(**places, ckpt_frequency=1),
@@ -283,9 +290,57 @@ def textbrewer_epoch(student: Any, teacher: Any, data: Any, steps: int, folder: 
     began = time.process_time()
     with distiller:
         distiller.train(
-            optimizer, batches, num_epochs=1, max_grad_norm=1.0, callback=lambda **_: None
+            optimizer,
+            batches,
+            num_epochs=1,
+            max_grad_norm=1.0,
+            scheduler_class=get_linear_schedule_with_warmup,
+            scheduler_args=rise,
+            callback=lambda **_: None,
         )
     return time.process_time() - began
+
+
+def plain_batches(data: Any, steps: int) -> list[Any]:
+    """Return the batches of as many steps, epoch after epoch, with what a network takes."""
+    loader, made = data.train_dataloader(), []
+    while len(made) < steps:
+        made += [
+            {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+            for batch, _ in zip(loader, range(steps - len(made)), strict=False)
+        ]
+    return made
+
+
+def learn_by_textbrewer(
+    options: argparse.Namespace, folder: Path, seed: int, teacher: str
+) -> dict[str, float]:
+    """Train the same student, on the same batches, by the distiller of TextBrewer."""
+    from transformers import AutoModelForSequenceClassification
+
+    from lmkit.modules import DistillationModule
+
+    _, epochs, _, rate = TASKS[options.task]
+    epochs, rate = options.epochs or epochs, options.learning_rate or rate
+    seed_everything(seed)
+    module = DistillationModule(
+        task_module(options, teacher, rate),
+        teacher,
+        losses=[],
+        hard_weight=1.0,
+        student_layers=options.layers,
+    )
+    module.configure_model()
+    data = data_of(options, folder, seed, teacher)
+    data.prepare_data()
+    data.setup("fit")
+    steps = options.steps if options.steps > 0 else epochs * len(data.train_dataloader())
+    large = AutoModelForSequenceClassification.from_pretrained(teacher)
+    spent = textbrewer_run(
+        module.network.train(), large.eval(), plain_batches(data, steps), folder, rate
+    )
+    score = score_of(options, quiet_trainer(default_root_dir=str(folder)), module, data)
+    return {"score": score, "cpu_s": spent}
 
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:
@@ -347,7 +402,8 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
             if find_spec("textbrewer"):
                 plain = student([], False)
                 plain.configure_model()
-                spent = textbrewer_epoch(plain.network, large, data, steps, folder)
+                batches = plain_batches(data, steps)
+                spent = textbrewer_run(plain.network, large, batches, folder)
                 rounds.setdefault("textbrewer", []).append(spent)
             print({name: values[-1] for name, values in rounds.items()}, flush=True)
     middle = {name: statistics.median(values) for name, values in rounds.items()}
@@ -368,7 +424,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = arguments(__doc__)
     parser.add_argument("--task", choices=[*TASKS, "speed"], default="trec")
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=[*WAYS, "textbrewer"], default=list(WAYS))
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 2, 5])
     parser.add_argument("--epochs", type=int, help="of the students; by task without it")
     parser.add_argument("--learning-rate", type=float, help="of the students; by task without it")
