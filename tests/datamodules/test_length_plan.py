@@ -131,3 +131,47 @@ def test_classes_of_one_example_each_make_an_epoch_too():
 def test_sizes_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         LengthPlan(*arguments)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize(("count", "size"), [(1003, 8), (16, 8), (5, 8), (1, 1), (7, 1)])
+def test_even_batches_have_each_example_once_too(count, size, world):
+    made = [LengthPlan(LENGTHS[:count], size, r, world, seed=0, even=True) for r in range(world)]
+    seen = [flat(rows(plan, epoch=2)) for plan in made]
+    assert sorted(chain(*seen)) == list(range(count))
+    usual = LengthPlan(LENGTHS[:count], size, 0, world, seed=0)
+    assert all(len(plan) == len(usual) for plan in made)
+    assert all(batch and (batch == [-1] or -1 not in batch) for p in made for batch in rows(p))
+
+
+def test_even_batches_have_as_many_tokens():
+    plan, usual = (LengthPlan(LENGTHS, 8, seed=0, even=even) for even in (True, False))
+    tokens = [LENGTHS[batch].sum() for batch in rows(plan)]
+    mean = LENGTHS.sum() / len(tokens)
+    each = zip(rows(plan), tokens, strict=True)
+    assert all(abs(total - mean) < 1.5 * LENGTHS[batch].max() for batch, total in each)
+    before = [LENGTHS[[r for r in batch if r >= 0]].sum() for batch in rows(usual)]
+    assert np.std(tokens) < 0.2 * np.std(before)  # windows differ a little
+    spread = [max(LENGTHS[batch]) - min(LENGTHS[batch]) for batch in rows(plan)]
+    assert np.median(spread) < 12
+
+
+def test_ranks_and_accumulated_batches_share_an_even_step():
+    one = LengthPlan(LENGTHS, 12, seed=3, even=True)
+    ranks = [LengthPlan(LENGTHS, 4, rank, 3, seed=3, even=True) for rank in range(3)]
+    parts = LengthPlan(LENGTHS, 4, seed=3, accumulate=3, even=True)
+    for step in range(len(one)):
+        whole = sorted(one.batch(0, step).tolist())
+        assert sorted(flat(plan.batch(0, step).tolist() for plan in ranks)) == whole
+        assert sorted(flat(parts.batch(0, 3 * step + n).tolist() for n in range(3))) == whole
+
+
+def test_an_evaluation_is_never_even():
+    plan = LengthPlan(LENGTHS[:16], 8, even=True)
+    assert [len(batch) for batch in rows(plan)] == [8, 8]
+
+
+def test_one_very_long_example_leaves_something_for_each_batch():
+    lengths = np.array([100_000, *[3] * 15])
+    batches = rows(LengthPlan(lengths, 4, seed=0, even=True))
+    assert len(batches) == 4 and sorted(flat(batches)) == list(range(16)) and all(batches)
