@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -64,7 +64,8 @@ class Seq2SeqDataModule(TaskDataModule):
         vocab_size: of one that is trained.
         max_length: tokens of a source at most, special tokens and prefix included.
         max_target_length: tokens of a target at most, special tokens included.
-        batch_size: pairs per batch and rank.
+        batch_size: pairs per batch and rank; in training on average, for batches of short pairs
+            have more of them, so that all have as many tokens.
         eval_batch_size: the same in evaluation and prediction; by default `batch_size`.
         num_workers: processes that make batches ahead.
         seed: of the order; by default that of `seed_everything`.
@@ -79,6 +80,8 @@ class Seq2SeqDataModule(TaskDataModule):
         >>> data.max_length, data.max_target_length
         (128, 64)
     """
+
+    even_batches: ClassVar[bool] = True
 
     def __init__(
         self,

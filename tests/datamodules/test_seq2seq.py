@@ -63,12 +63,23 @@ def test_batches_hold_pairs_of_about_the_same_length_of_both_sides(tmp_path: Pat
 
 
 def test_fillers_have_no_target(tmp_path: Path) -> None:
-    data = ready(train_file=write_pairs(tmp_path, 9), val_fraction=0)
-    batches = list(data.train_dataloader())
+    files = write_pairs(tmp_path, 9)
+    data = ready(train_file=files, val_file=files)
+    batches = list(data.val_dataloader())
     filler = next(b for b in batches if (b["index"] < 0).any())
     rows = filler["index"] < 0
     assert (filler["labels"][rows] == -100).all()
     assert (filler["attention_mask"][rows].sum(1) == 1).all()
+
+
+def test_training_batches_have_about_as_many_tokens(tmp_path: Path) -> None:
+    data = ready(train_file=write_pairs(tmp_path, 60), val_fraction=0)
+    batches = list(data.train_dataloader())
+    tokens = [int(b["attention_mask"].sum() + (b["labels"] != -100).sum()) for b in batches]
+    longest = int(data.lengths(data.table("train")).max())
+    assert max(tokens) - min(tokens) <= 2 * longest
+    assert len({len(b["index"]) for b in batches}) > 1
+    assert sorted(i for b in batches for i in b["index"].tolist()) == list(range(60))
 
 
 def test_long_texts_are_cut_before_their_end_counted_and_said(
