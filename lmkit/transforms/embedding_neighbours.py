@@ -13,6 +13,7 @@ from .base import WordTransform
 from .candidates import Candidates
 from .changes import Change
 from .model_digest import model_digest
+from .random_words import choose
 from .stop_words import STOP_WORDS
 
 __all__ = ["EmbeddingNeighbours", "WordVectors", "nearest_words"]
@@ -148,11 +149,10 @@ class EmbeddingNeighbours(WordTransform):
         groups: list[int] | None,
     ) -> list[Change]:
         """Draw words, and a neighbour of each."""
-        rate = self.rate * strength
+        table = self.candidates
         made = []
-        for place, chance in zip(free, rng.random(len(free)).tolist(), strict=True):
-            # The same number tells which one: it is uniform below the rate.
-            if chance < rate and (found := self.candidates[words[place]]):
-                new = found[int(chance / rate * len(found))]
+        for place, share in zip(*choose(self.rate * strength, free, rng), strict=True):
+            if found := table[words[place]]:
+                new = found[int(share * len(found))]
                 made.append(Change("substitute", place, place + 1, [new]))
         return made
