@@ -63,6 +63,9 @@ LAYERS: dict[str, set[str]] = {
 
 #: Layers above all others: they may import anything, and only each other may import them.
 TOP = {
+    "back_translation",
+    "back_translation_filter",
+    "back_translation_rows",
     "chain",
     "cli",
     "cli_callbacks",
@@ -74,11 +77,13 @@ TOP = {
     "cli_noise",
     "cli_recipes",
     "lightning_cli",
+    "journal",
     "launcher",
     "quickstart",
     "recipes",
     "report",
     "trainer",
+    "translators",
     "trimming",
     "trimming_check",
     "__main__",
