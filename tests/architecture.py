@@ -23,7 +23,8 @@ LAYERS: dict[str, set[str]] = {
     "figures": set(),
     "functional": {"types"},
     "surgery": {"types", "functional"},
-    "datamodules": {"types", "cache", "functional", "tokenization"},
+    "transforms": {"types", "functional", "tokenization"},
+    "datamodules": {"types", "cache", "functional", "tokenization", "transforms"},
     "modules": {
         "types",
         "cache",
@@ -95,6 +96,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "functional": {"lightning", "pytorch_lightning", "transformers", "tokenizers", "datasets"},
     "surgery": {"lightning", "pytorch_lightning"},
     "tokenization": {"lightning", "pytorch_lightning"},
+    "transforms": {"lightning", "pytorch_lightning"},
 }
 
 #: Slow libraries that these files may import only inside a function, so that `--help` is quick.

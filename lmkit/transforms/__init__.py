@@ -1,0 +1,35 @@
+"""Words of a text changed at random, before they become tokens."""
+
+from .apply import example_rng, transform_answer, transform_tagged, transform_text
+from .base import Transform, Transformed, WordTransform
+from .combine import Chain, OneOf, Sometimes, transforms_from
+from .edits import Edit, replay, span_after
+from .protection import Protection
+from .random_words import RandomDeletion, RandomSwap
+from .schedule import Ramp
+from .specs import transform_from
+from .words import Words, split_words
+
+__all__ = [
+    "Chain",
+    "Edit",
+    "OneOf",
+    "Protection",
+    "Ramp",
+    "RandomDeletion",
+    "RandomSwap",
+    "Sometimes",
+    "Transform",
+    "Transformed",
+    "WordTransform",
+    "Words",
+    "example_rng",
+    "replay",
+    "span_after",
+    "split_words",
+    "transform_answer",
+    "transform_from",
+    "transform_tagged",
+    "transform_text",
+    "transforms_from",
+]

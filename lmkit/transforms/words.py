@@ -1,0 +1,87 @@
+"""Text as words and the gaps between them, from which the same text comes back."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import NamedTuple
+
+__all__ = ["Words", "join_words", "split_words"]
+
+
+def _marks() -> str:
+    """Return the signs inside of words that are no letters: accents, vowel signs, joiners."""
+    found = [c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M"]
+    return "".join(found) + "\u200c\u200d"
+
+
+_LETTER = rf"[\w{_marks()}]"
+#: `well-known`, `don't`, `3.14`, `12:30`, `1,000`.
+_PLAIN = (
+    rf"(?:[^\W\d_]\.){{2,}}|\d+(?:[.,:/]\d+)+|{_LETTER}+(?:['\u2019\-]{_LETTER}+)*"
+    r"|\.+|[!?]+|-+|[^\w\s]"
+)
+#: Addresses, names and topics of short messages, and special tokens such as `[MASK]`, `<mask>`.
+_RARE = (
+    r"(?:https?://|www\.)\S*[\w/]|[\w.+\-]{1,64}@[\w\-]+(?:\.[\w\-]+)+|[@#]\w+"
+    r"|\[[A-Z][A-Z0-9_]*\]|<[|/]?\w+\|?>"
+)
+_QUICK = re.compile(f"({_PLAIN})")
+_FULL = re.compile(f"({_RARE}|{_PLAIN})")
+_TRIGGERS = re.compile(r"[@#<\[]|://|www\.")
+
+
+class Words(NamedTuple):
+    """The words of a text and what stands around them.
+
+    Attributes:
+        words: words, numbers, addresses, signs.
+        gaps: white space before each word, and behind the last one: one more than words.
+    """
+
+    words: list[str]
+    gaps: list[str]
+
+    def text(self) -> str:
+        """Return the text that they make."""
+        return join_words(self.words, self.gaps)
+
+
+def join_words(words: list[str], gaps: list[str]) -> str:
+    """Return the text of words and gaps, see `Words`.
+
+    Example:
+        >>> join_words(["a", "b"], ["", " ", "."])
+        'a b.'
+    """
+    parts = [""] * (len(words) + len(gaps))
+    parts[0::2] = gaps
+    parts[1::2] = words
+    return "".join(parts)
+
+
+def split_words(text: str) -> Words:
+    """Split a text into words and gaps; `split_words(text).text() == text` for any text.
+
+    A word is a run of letters and digits with their accents, also with an apostrophe or a hyphen
+    inside. Numbers, abbreviations of single letters, addresses, `#topics`, `@names` and special
+    tokens such as `[MASK]` or `<mask>` are one word. Other signs are words of their own, dots,
+    dashes, and marks of exclamation and question in a row one word. Of languages that are written
+    without spaces a run of letters is one word.
+
+    Args:
+        text: any.
+
+    Raises:
+        TypeError: it is no text.
+
+    Example:
+        >>> split_words("Don't stop, it's  3.5 km!").words
+        ["Don't", 'stop', ',', "it's", '3.5', 'km', '!']
+        >>> split_words("Don't stop, it's  3.5 km!").gaps
+        ['', ' ', '', ' ', '  ', ' ', '', '']
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a string, got {type(text).__name__}")
+    parts = (_FULL if _TRIGGERS.search(text) else _QUICK).split(text)
+    return Words(parts[1::2], parts[0::2])
