@@ -3,22 +3,32 @@
 from .apply import example_rng, transform_answer, transform_tagged, transform_text
 from .base import Transform, Transformed, WordTransform
 from .combine import Chain, OneOf, Sometimes, transforms_from
+from .eda import EDA
 from .edits import Edit, replay, span_after
+from .masking import SpanMasking, TokenDropout
+from .noise import CharacterNoise
 from .protection import Protection
 from .random_words import RandomDeletion, RandomSwap
 from .schedule import Ramp
 from .specs import transform_from
+from .synonyms import RandomInsertion, SynonymReplacement
 from .words import Words, split_words
 
 __all__ = [
+    "EDA",
     "Chain",
+    "CharacterNoise",
     "Edit",
     "OneOf",
     "Protection",
     "Ramp",
     "RandomDeletion",
+    "RandomInsertion",
     "RandomSwap",
     "Sometimes",
+    "SpanMasking",
+    "SynonymReplacement",
+    "TokenDropout",
     "Transform",
     "Transformed",
     "WordTransform",

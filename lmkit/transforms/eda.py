@@ -1,0 +1,80 @@
+"""EDA: one of four simple changes to each text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .base import Transform, Transformed
+from .combine import OneOf
+from .random_words import RandomDeletion, RandomSwap
+from .synonyms import RandomInsertion, SynonymReplacement
+
+__all__ = ["EDA"]
+
+
+class EDA(Transform):
+    r"""Does one of four changes, drawn anew for each text (arXiv:1901.11196).
+
+    Synonym replacement, random insertion and random swap of $n = \max(1, \lfloor \alpha L \rfloor)$
+    words, or random deletion of each word with a probability. A change whose rate is 0 is never
+    drawn. The paper makes several texts of one before training; here each epoch draws another.
+
+    Args:
+        replacement: $\alpha$ of `SynonymReplacement`, in `[0, 1]`.
+        insertion: $\alpha$ of `RandomInsertion`, in `[0, 1]`.
+        swap: $\alpha$ of `RandomSwap`, in `[0, 1]`.
+        deletion: rate of `RandomDeletion`, in `[0, 1]`.
+        source: of the synonyms, see `SynonymReplacement`.
+        senses: of the synonyms, see `SynonymReplacement`.
+        rare: of the synonyms, see `SynonymReplacement`.
+
+    Raises:
+        ValueError: a number lies outside its range, or all four are 0.
+        FileNotFoundError: at first use, there is no WordNet; says how it is installed.
+
+    Example:
+        >>> swap = EDA(replacement=0, insertion=0, deletion=0)
+        >>> swap(["a", "b"], None, np.random.default_rng(0)).words
+        ['b', 'a']
+    """
+
+    def __init__(
+        self,
+        replacement: float = 0.1,
+        insertion: float = 0.1,
+        swap: float = 0.1,
+        deletion: float = 0.1,
+        source: str | None = None,
+        senses: int = 2,
+        rare: bool = False,
+    ) -> None:
+        self.replacement, self.insertion = replacement, insertion
+        self.swap, self.deletion = swap, deletion
+        self.source, self.senses, self.rare = source, senses, rare
+        parts: list[tuple[float, Transform]] = [
+            (replacement, SynonymReplacement(replacement, source, senses, rare)),
+            (insertion, RandomInsertion(insertion, source, senses, rare)),
+            (swap, RandomSwap(swap)),
+            (deletion, RandomDeletion(deletion)),
+        ]
+        used = [part for rate, part in parts if rate]
+        if not used:
+            raise ValueError("one of replacement, insertion, swap and deletion must be above 0")
+        self._one = OneOf(used)
+
+    def transform(
+        self,
+        words: list[str],
+        labels: Sequence[str] | None,
+        rng: np.random.Generator,
+        protected: Sequence[bool] | None,
+        strength: float,
+    ) -> Transformed:
+        """Draw one and do it, see `Transform.transform`."""
+        return self._one.transform(words, labels, rng, protected, strength)
+
+    def sources(self) -> dict[str, str]:
+        """Return the digest of what the synonyms are from."""
+        return self._one.sources()
