@@ -64,7 +64,7 @@ class ModelTranslator:
                 f"{model} is for a {type(module).__name__}"
             )
         found = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.network = module.network.to(torch.device(found)).eval()
+        self.network = cast(Any, module.network).to(found).eval()
         self.tokenizer = require_tokenizer(module)
         self.prefix, self.max_new_tokens = prefix, max_new_tokens
         self.search: dict[str, Any] = {"do_sample": False, "num_beams": beams}
@@ -77,10 +77,9 @@ class ModelTranslator:
         """Translate texts; draws are from torch's global generator."""
         batch = source_batch(self.network, self.tokenizer, [self.prefix + text for text in texts])
         most = self.max_new_tokens or 2 * batch["input_ids"].shape[1] + 16
-        decoder: Any = cast(Any, self.network).get_decoder()
-        if (places := usable_positions(decoder)) is not None:
+        if (places := usable_positions(self.network.get_decoder())) is not None:
             most = min(most, places - 1)
-        rows = cast(Any, self.network).generate(**batch, **self.search, max_new_tokens=most)
+        rows = self.network.generate(**batch, **self.search, max_new_tokens=most)
         written = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return [text.strip() for text in written]
 

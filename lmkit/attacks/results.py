@@ -165,7 +165,9 @@ class AttackReport:
             table.add_row(name, value)
         return table
 
-    def rows(self, statuses: Sequence[Status] = ("succeeded", "failed", "skipped")) -> list[dict]:
+    def rows(
+        self, statuses: Sequence[Status] = ("succeeded", "failed", "skipped")
+    ) -> list[dict[str, Any]]:
         """Return the results as plain data.
 
         Each has `text`, what was found, and `label`, the right class, by name if it has one, and
