@@ -61,9 +61,10 @@ class _Synonyms(WordTransform):
 class SynonymReplacement(_Synonyms):
     r"""Replaces $\max(1, \lfloor \alpha L \rfloor)$ words by synonyms.
 
-    SR of EDA (arXiv:1901.11196). $L$ is the number of words that may be changed; replaced are words that have a synonym and are
-    no stop words, each by one of its own. A synonym shares one of the word's commonest senses in
-    WordNet, and has its form and capitals, as far as that can be told.
+    SR of EDA (arXiv:1901.11196). $L$ is the number of words that may be changed; replaced are
+    words that have a synonym and are no stop words, each by one of its own. A synonym shares one of
+    the word's commonest senses in WordNet, and has its form and capitals, as far as that can be
+    told.
 
     Args:
         alpha: in `[0, 1]`; 0 for never.

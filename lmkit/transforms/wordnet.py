@@ -175,6 +175,8 @@ class WordNet:
 
     def _line(self, name: str, lemma: str) -> str:
         """Return the line of an entry, "" if there is none."""
+        if not lemma or " " in lemma:
+            return ""  # It would be found in the licence.
         data, key = self._bytes(name), f"{lemma} ".encode()
         start = _seek(data, key)
         if data[start : start + len(key)] != key:
