@@ -43,7 +43,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--texts", type=int, default=200, help="that are attacked")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--batch_size", type=int, default=64, help="of texts, at most")
+    parser.add_argument("--batch_size", type=int, default=16, help="of texts, at most")
     parser.add_argument("--rounds", type=int, default=3, help="of each way, in turn")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

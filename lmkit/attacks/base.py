@@ -40,7 +40,7 @@ class Attack(ABC):
         min_similarity: float,
         protection: Protection | None,
         seed: int,
-        batch_size: int,
+        batch_size: int | None,
         at_once: int,
     ) -> None:
         if importance not in IMPORTANCE:
@@ -51,10 +51,9 @@ class Attack(ABC):
             raise ValueError(f"max_changed must lie in (0, 1], got {max_changed}")
         if not -1.0 <= min_similarity <= 1.0:
             raise ValueError(f"min_similarity must lie in [-1, 1], got {min_similarity}")
-        counts = {"batch_size": batch_size, "at_once": at_once}
-        counts |= {} if query_budget is None else {"query_budget": query_budget}
+        counts = {"batch_size": batch_size, "at_once": at_once, "query_budget": query_budget}
         for name, value in counts.items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not (similarity is None or isinstance(similarity, str) or callable(similarity)):
             raise TypeError(
@@ -141,7 +140,7 @@ class Attack(ABC):
         if self.similarity is None or callable(self.similarity):
             return self.similarity
         if self.similarity != "own":
-            return SentenceVectors.load(self.similarity, self.batch_size)
+            return SentenceVectors.load(self.similarity, asked.batch_size)
         if asked.module is None:
             raise ValueError(
                 "similarity='own' is by the states of the module that is attacked, and the "
@@ -154,4 +153,4 @@ class Attack(ABC):
                 "give the folder or hub name of an encoder"
             )
         tokenizer = require_tokenizer(asked.module)
-        return SentenceVectors(network.base_model, tokenizer, self.batch_size)
+        return SentenceVectors(network.base_model, tokenizer, asked.batch_size)

@@ -68,7 +68,7 @@ class CharacterAttack(Attack):
         min_similarity: float = 0.8,
         protection: Protection | None = None,
         seed: int = 0,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         at_once: int = 32,
     ) -> None:
         limits = importance, max_changed, query_budget, similarity, min_similarity

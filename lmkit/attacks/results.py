@@ -147,7 +147,7 @@ class AttackReport:
         kept = said.pop("constraints")
         table = Table(
             title=str(kept.get("attack", "attack")),
-            caption=", ".join(f"{name}={value}" for name, value in kept.items()),
+            caption=", ".join(f"{n}={v}" for n, v in kept.items() if n != "attack"),
             caption_justify="left",
             show_header=False,
         )

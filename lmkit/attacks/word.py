@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from ..transforms import Protection, SynonymReplacement
+from ..transforms import Protection, SynonymReplacement, Transform
 from ..transforms.candidates import Candidates
 from ..transforms.stop_words import STOP_WORDS
 from .base import Attack, Encoder
@@ -47,8 +47,8 @@ class WordAttack(Attack):
 
     Args:
         source: what may stand for a word: a transform with candidates (`SynonymReplacement` for
-            WordNet, which is the default), a table `{word: [words]}` or a function from a word to
-            words, both in small letters; case follows the text.
+            WordNet, which is the default, or `EmbeddingNeighbours`), a table `{word: [words]}` or a
+            function from a word to words, both in small letters; case follows the text.
         importance: `"deletion"`, `"masking"` (of $x$ with the unknown token in place of a word),
             `"pwws"`, `"temporal"` (see `CharacterAttack`) or `"random"`, drawn by `seed`.
         max_candidates: of a word, the first ones; `None` for all.
@@ -62,7 +62,8 @@ class WordAttack(Attack):
         protection: which words stay; negations, names, numbers, addresses and signs by default.
         stop_words: whether English words that carry grammar stay.
         seed: of the draws.
-        batch_size: texts that the network reads at once.
+        batch_size: texts that the network reads at once; by default 16 on a processor, which is
+            faster there than more, 256 on an accelerator, and 64 of a function.
         at_once: texts that are attacked together.
 
     Raises:
@@ -95,7 +96,7 @@ class WordAttack(Attack):
         protection: Protection | None = None,
         stop_words: bool = True,
         seed: int = 0,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         at_once: int = 32,
     ) -> None:
         limits = importance, max_changed, query_budget, similarity, min_similarity
@@ -108,14 +109,15 @@ class WordAttack(Attack):
         if isinstance(self.source, Mapping):
             table = self.source
             self._table = Candidates(lambda word: table.get(word, []))
-        elif not isinstance(self.source, type) and _has_candidates(self.source):
+        elif _has_candidates(self.source):
             pass  # found when it is needed, for it may read files
-        elif callable(self.source):
+        elif callable(self.source) and not isinstance(self.source, Transform):
             self._table = Candidates(self.source)
         else:
             raise TypeError(
-                "source must be a transform with candidates such as SynonymReplacement(), a table "
-                f"or a function from a word to words, got {self.source!r:.80}"
+                "source must be a transform with candidates (SynonymReplacement, "
+                "EmbeddingNeighbours), a table or a function from a word to words, "
+                f"{self.source!r:.80}"
             )
 
     def candidates_of(self, words: list[str], place: int, index: int) -> list[str]:

@@ -33,7 +33,7 @@ def sorted_batches(
 
     Yields:
         The places of the texts in `texts`, and `input_ids` and `attention_mask`, int64 `[B, L]`,
-        perhaps `token_type_ids`, on the network's device, padded on the right.
+        perhaps `token_type_ids`, padded on the right.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -56,7 +56,7 @@ def sorted_batches(
         places = order[first : first + batch_size]
         rows = {name: [column[place] for place in places] for name, column in encoded.items()}
         padded = tokenizer.pad(rows, padding_side="right", return_tensors="pt")
-        yield places, {name: ids.to(network.device) for name, ids in padded.items()}
+        yield places, dict(padded)
 
 
 class SentenceVectors:
@@ -120,7 +120,8 @@ class SentenceVectors:
         made = torch.zeros(len(texts), int(self.network.config.hidden_size))
         batches = sorted_batches(self.network, self.tokenizer, texts, self.batch_size)
         with evaluating(self.network):
-            for places, batch in batches:
+            for places, encoded in batches:
+                batch = {name: ids.to(self.network.device) for name, ids in encoded.items()}
                 states: Tensor = self.network(**network_inputs(self.network, batch))[0]
                 real = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
                 mean = (states * real).sum(1) / real.sum(1).clamp(min=1)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 import lmkit
 from lmkit.attacks import AttackReport, CharacterAttack, WordAttack
+from lmkit.attacks.predictors import Predictor
 from lmkit.datamodules import SequenceClassificationDataModule
 from lmkit.modules import MaskedLMModule, SequenceClassificationModule
 from lmkit.modules.sentence_vectors import SentenceVectors
@@ -243,3 +244,23 @@ def test_what_is_written_can_be_trained_on(tmp_path: Path) -> None:
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     assert set(batch["labels"].tolist()) - {-100} == {0, 1}
+
+
+def test_onnx_is_attacked_as_the_network_that_it_was(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    module, texts = classifier(), tiny.sentences(4)
+    module.network.float()
+    for form in ("onnx", "hf"):
+        lmkit.export(module, tmp_path / form, format=form)
+    labels = own_labels(module, texts)
+    attack = WordAttack(TABLE, stop_words=False, max_changed=1.0)
+    one, other = (attack.run(tmp_path / form, texts, labels) for form in ("onnx", "hf"))
+    assert [r.adversarial for r in one.results] == [r.adversarial for r in other.results]
+    assert any(result.changes for result in one.results)
+    with pytest.raises(ValueError, match="an ONNX file gives none"):
+        WordAttack(TABLE, similarity="own").run(tmp_path / "onnx", texts, labels)
+
+
+def test_batches_are_as_large_as_suits_the_device() -> None:
+    assert Predictor(classifier()).batch_size == 16
+    assert (Predictor(Bag({})).batch_size, Predictor(Bag({}), 5).batch_size) == (64, 5)

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+import lmkit
 from lmkit.attacks import AttackReport, WordAttack
-from lmkit.transforms import Protection, SynonymReplacement
+from lmkit.modules import MaskedLMModule
+from lmkit.transforms import EmbeddingNeighbours, Protection, RandomSwap, SynonymReplacement
+from tests import tiny
 from tests.attacks.plain import Bag, fewest_changes, hashed, plain_greedy, plain_pwws
 
 #: Everything may be changed, so that the search alone decides.
@@ -280,8 +283,9 @@ def test_what_is_no_option_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             WordAttack({}, **options)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="source must be a transform with candidates"):
-        WordAttack(3)  # type: ignore[arg-type]
+    for source in (3, RandomSwap()):
+        with pytest.raises(TypeError, match="source must be a transform with candidates"):
+            WordAttack(source)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="similarity must be 'own'"):
         WordAttack({}, similarity=3)  # type: ignore[arg-type]
 
@@ -298,3 +302,19 @@ def test_candidates_come_from_a_transform_of_synonyms(tmp_path: Any) -> None:
     assert attack.settings["source"]["init_args"]["source"].endswith("s.json")
     with pytest.raises(FileNotFoundError, match="no-such"):
         WordAttack(SynonymReplacement(source="no-such.json")).candidates_of(words, 0, 0)
+
+
+def test_candidates_come_from_the_neighbours_of_embeddings(tmp_path: Any) -> None:
+    module = MaskedLMModule(tiny.MASKED["bert"])
+    module.tokenizer = tiny.tokenizer()
+    module.configure_model()
+    lmkit.export(module, tmp_path / "model")
+    neighbours = EmbeddingNeighbours(str(tmp_path / "model"), top_k=5, least_cosine=0.0)
+    texts = ["children read long books about stars", "green rivers near old trees"]
+    labels = tops(hashed, texts)
+    report = WordAttack(neighbours, max_changed=1.0).run(hashed, texts, labels)
+    for result in report.results:
+        assert result.changes
+        for change in result.changes:
+            assert change.after in neighbours.candidates[change.before]
+    assert report.constraints["source"]["class_path"].endswith("EmbeddingNeighbours")
