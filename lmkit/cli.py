@@ -17,18 +17,19 @@ __all__ = ["find_recipe", "main", "recipes"]
 USAGE = """\
 usage: lmkit COMMAND [options]
 
-  fit          train: lmkit fit -c masked_lm
-  validate     evaluate on the validation data: lmkit validate --ckpt_path CKPT
-  test         evaluate on the test data: lmkit test --ckpt_path CKPT
-  predict      write predictions.jsonl: lmkit predict --ckpt_path CKPT --data.predict_file=TXT
-  export       make a Hugging Face folder or ONNX: lmkit export --ckpt CKPT --output DIR
-  trim         leave out the tokens that texts do without: lmkit trim MODEL DIR --corpus TXT
-  report       compare models in speed, size and quality: lmkit report efficiency A B
-  recipes      list the packaged recipes, or print one: lmkit recipes masked_lm
-  quickstart   pre-train a small BERT on the CPU in about two minutes
+  fit             train: lmkit fit -c masked_lm
+  validate        evaluate on the validation data: lmkit validate --ckpt_path CKPT
+  test            evaluate on the test data: lmkit test --ckpt_path CKPT
+  predict         write predictions.jsonl: lmkit predict --ckpt_path CKPT --data.predict_file=TXT
+  export          make a Hugging Face folder or ONNX: lmkit export --ckpt CKPT --output DIR
+  back-translate  say texts in other words: lmkit back-translate FILE OUT --there A --back B
+  trim            leave out the tokens that texts do without: lmkit trim MODEL DIR --corpus TXT
+  report          compare models in speed, size and quality: lmkit report efficiency A B
+  recipes         list the packaged recipes, or print one: lmkit recipes masked_lm
+  quickstart      pre-train a small BERT on the CPU in about two minutes
 
-  -h, --help   show this; lmkit COMMAND --help shows a command's options
-  --version    show the version
+  -h, --help      show this; lmkit COMMAND --help shows a command's options
+  --version       show the version
 
 -c takes a YAML file or the word of a recipe; options after it change single values:
   lmkit fit -c masked_lm --model.learning_rate=1e-4 --trainer.max_steps=1000
@@ -170,6 +171,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "predict": _train,
     "export": _export,
     "recipes": _list_recipes,
+    "back-translate": _use_tool,
     "quickstart": _use_tool,
     "report": _use_tool,
     "trim": _use_tool,

@@ -1,9 +1,10 @@
-"""The commands that work on models that are there: trim, report, quickstart; without torch yet."""
+"""The commands that work on what is there, such as trim and report; without torch yet."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +162,71 @@ def _named_models(words: list[str]) -> dict[str, str]:
     return found
 
 
+def _back_translate(words: list[str]) -> Callable[[], int]:
+    parser = argparse.ArgumentParser(
+        prog="lmkit back-translate",
+        description="Say the texts of a file in other words, by way of another language. A pass "
+        "that was killed goes on with the same command.",
+    )
+    parser.add_argument("file", metavar="FILE", help=".jsonl, .csv, .tsv, .parquet or .txt")
+    parser.add_argument("output", metavar="OUTPUT", help="the .jsonl to write")
+    for way, example in (("there", "en-es"), ("back", "es-en")):
+        either = parser.add_mutually_exclusive_group(required=True)
+        either.add_argument(f"--{way}", metavar="MODEL", help="an encoder-decoder, folder or hub")
+        either.add_argument(
+            f"--{way}_command",
+            type=shlex.split,
+            metavar="WORDS",
+            help=f"a program that reads and writes lines, as in 'apertium -u {example}'",
+        )
+        parser.add_argument(f"--{way}_prefix", default="", metavar="TEXT", help="before each text")
+    parser.add_argument("--text_column", metavar="NAME", help="of a table, if it is not obvious")
+    parser.add_argument("--copies", type=int, default=1, metavar="N", help="of each (default: 1)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.9, help="of the draws of models (default: 0.9)"
+    )
+    parser.add_argument("--beams", type=int, metavar="N", help="search in place of drawing")
+    parser.add_argument("--max_new_tokens", type=int, metavar="N", help="of models, for a text")
+    parser.add_argument(
+        "--similarity_model", metavar="MODEL", help="an encoder; without one it is chrF"
+    )
+    parser.add_argument(
+        "--min_similarity", type=float, metavar="S", help="(default: 0.7 with an encoder, else 0.3)"
+    )
+    parser.add_argument(
+        "--length_ratio",
+        nargs=2,
+        type=float,
+        default=(0.5, 2.0),
+        metavar=("LOW", "HIGH"),
+        help="of translation to original (default: 0.5 2)",
+    )
+    parser.add_argument("--batch_size", type=int, default=32, help="(default: 32)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    parser.add_argument("--device", help="of the models, such as cuda or cpu")
+    parser.add_argument("--encoding", default="utf-8", help="of FILE (default: utf-8)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT")
+    options = vars(parser.parse_args(words))
+    if Path(options["output"]).exists() and not options["overwrite"]:
+        raise FileExistsError(f"{options['output']} is there already; --overwrite replaces it")
+    for way in ("there", "back"):
+        command = options.pop(f"{way}_command")
+        options[way] = options[way] or command
+    options["length_ratio"] = tuple(options["length_ratio"])
+    _quieten()
+    from .back_translation import back_translate
+
+    def run() -> int:
+        made = back_translate(options.pop("file"), **options)
+        _out(
+            f"{made.written:,} of {made.translations:,} translations of {made.rows:,} rows "
+            f"(dropped: {made.reasons})\n{made.path}\n"
+        )
+        return 0
+
+    return run
+
+
 def _quickstart(words: list[str]) -> Callable[[], int]:
     _quieten()
     from .quickstart import main
@@ -170,6 +236,7 @@ def _quickstart(words: list[str]) -> Callable[[], int]:
 
 #: From the words behind a command to what runs it; a wrong word raises before anything runs.
 TOOLS: dict[str, Callable[[list[str]], Callable[[], int]]] = {
+    "back-translate": _back_translate,
     "quickstart": _quickstart,
     "report": _report,
     "trim": _trim,

@@ -39,6 +39,7 @@ LAYERS: dict[str, set[str]] = {
     "onnx_int8": {"functional", "surgery"},
     "onnx_file": {"functional", "surgery", "modules", "comparison", "onnx_int8", "onnx_session"},
     "loading": {"types", "functional", "surgery", "tokenization", "modules", "adapters"},
+    "attacks": {"types", "functional", "tokenization", "transforms", "modules", "loading"},
     "export_network": {"functional", "surgery", "modules", "adapters", "comparison"},
     "exporting": {
         "functional",
@@ -64,6 +65,9 @@ LAYERS: dict[str, set[str]] = {
 
 #: Layers above all others: they may import anything, and only each other may import them.
 TOP = {
+    "back_translation",
+    "back_translation_filter",
+    "back_translation_rows",
     "chain",
     "cli",
     "cli_callbacks",
@@ -75,11 +79,13 @@ TOP = {
     "cli_noise",
     "cli_recipes",
     "lightning_cli",
+    "journal",
     "launcher",
     "quickstart",
     "recipes",
     "report",
     "trainer",
+    "translators",
     "trimming",
     "trimming_check",
     "__main__",

@@ -1,0 +1,156 @@
+"""What every attack is: a search that keeps to limits, run on many texts at once."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from ..modules.checks import require_tokenizer
+from ..modules.sentence_vectors import SentenceVectors
+from ..transforms import Protection
+from .predictors import Predictor
+from .results import AttackReport
+from .search import IMPORTANCE, Importance, Limits, search
+from .together import SimilarityTo, run_together
+
+__all__ = ["Attack", "Encoder"]
+
+#: From texts to vectors of length 1, `[N, H]`.
+Encoder = Callable[[Sequence[str]], Tensor]
+
+
+class Attack(ABC):
+    """Searches for texts that a classifier takes for another class than a human would.
+
+    The options are those that every attack has, see `WordAttack`.
+    """
+
+    def __init__(
+        self,
+        importance: Importance,
+        max_changed: float,
+        query_budget: int | None,
+        similarity: str | Encoder | None,
+        min_similarity: float,
+        protection: Protection | None,
+        seed: int,
+        batch_size: int | None,
+        at_once: int,
+    ) -> None:
+        if importance not in IMPORTANCE:
+            raise ValueError(
+                f"importance must be one of {', '.join(IMPORTANCE)}, got {importance!r}"
+            )
+        if not 0.0 < max_changed <= 1.0:
+            raise ValueError(f"max_changed must lie in (0, 1], got {max_changed}")
+        if not -1.0 <= min_similarity <= 1.0:
+            raise ValueError(f"min_similarity must lie in [-1, 1], got {min_similarity}")
+        counts = {"batch_size": batch_size, "at_once": at_once, "query_budget": query_budget}
+        for name, value in counts.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not (similarity is None or isinstance(similarity, str) or callable(similarity)):
+            raise TypeError(
+                "similarity must be 'own', an encoder's folder or hub name, or a function from "
+                f"texts to vectors, got {type(similarity).__name__}"
+            )
+        self.importance, self.max_changed, self.query_budget = importance, max_changed, query_budget
+        self.similarity, self.min_similarity = similarity, min_similarity
+        self.protection = protection if protection is not None else Protection()
+        self.seed, self.batch_size, self.at_once = seed, batch_size, at_once
+
+    @abstractmethod
+    def candidates_of(self, words: list[str], place: int, index: int) -> list[str]:
+        """Return what may stand in the place of a word of an example, the best first."""
+
+    def protect(self, words: Sequence[str]) -> list[bool]:
+        """Return of each word whether it must stay."""
+        return self.protection(words)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the attack keeps to, as plain data."""
+        is_named = self.similarity is None or isinstance(self.similarity, str)
+        return {
+            "attack": type(self).__name__,
+            "importance": self.importance,
+            "max_changed": self.max_changed,
+            "query_budget": self.query_budget,
+            "similarity": self.similarity if is_named else type(self.similarity).__name__,
+            "min_similarity": None if self.similarity is None else self.min_similarity,
+            "protection": repr(self.protection),
+            "seed": self.seed,
+        }
+
+    def run(
+        self, predictor: Any, texts: Sequence[str], labels: Sequence[int | str]
+    ) -> AttackReport:
+        """Attack texts.
+
+        What is found for a text depends on it, its number and the options alone: not on the other
+        texts, and on the sizes of batches only as far as the network's rounding does.
+
+        Args:
+            predictor: a `SequenceClassificationModule` with one label per text, the path of what
+                `lmkit.load` makes such a one of, or a function from a list of texts to
+                probabilities `[N, C]`.
+            texts: that are attacked.
+            labels: the class of each, by number, or of a module also by name.
+
+        Raises:
+            TypeError: the predictor is none of these, or a text is no string.
+            ValueError: there are no texts, or not as many labels; a label is no class; the module
+                has several labels per text, is a regression, or has no tokenizer; a function
+                returns no probabilities; similarity is the module's own and there is none.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise TypeError("texts must be a list of strings")
+        if not texts or len(texts) != len(labels):
+            raise ValueError(
+                f"an attack takes texts and one label for each, got {len(texts)} texts and "
+                f"{len(labels)} labels"
+            )
+        begin = time.perf_counter()
+        asked = Predictor(predictor, self.batch_size)
+        numbers = asked.numbers(labels)
+        encoder = self._encoder(asked)
+        limits = Limits(
+            importance=self.importance,
+            max_changed=self.max_changed,
+            query_budget=self.query_budget,
+            min_similarity=None if encoder is None else self.min_similarity,
+            unknown=asked.unknown,
+            seed=self.seed,
+        )
+        begun = partial(search, limits=limits, candidates=self.candidates_of, protect=self.protect)
+        searches = (begun(t, n, i) for i, (t, n) in enumerate(zip(texts, numbers, strict=True)))
+        similarity = None if encoder is None else SimilarityTo(encoder)
+        with tqdm(total=len(texts), desc="attacking", unit=" texts", disable=None) as bar:
+            results = run_together(searches, asked, similarity, self.at_once, bar.update)
+        seconds = time.perf_counter() - begin
+        return AttackReport(results, asked.label_names, self.settings, asked.texts_read, seconds)
+
+    def _encoder(self, asked: Predictor) -> Encoder | None:
+        if self.similarity is None or callable(self.similarity):
+            return self.similarity
+        if self.similarity != "own":
+            return SentenceVectors.load(self.similarity, asked.batch_size)
+        if asked.module is None:
+            raise ValueError(
+                "similarity='own' is by the states of the module that is attacked, and the "
+                "predictor is a function: give the folder or hub name of an encoder"
+            )
+        network: Any = asked.module.network
+        if not hasattr(network, "base_model"):
+            raise ValueError(
+                "similarity='own' is by the states of the network, and an ONNX file gives none: "
+                "give the folder or hub name of an encoder"
+            )
+        tokenizer = require_tokenizer(asked.module)
+        return SentenceVectors(network.base_model, tokenizer, asked.batch_size)
