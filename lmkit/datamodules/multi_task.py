@@ -101,36 +101,28 @@ class MultiTaskDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         check_task_names(tasks)
-        made = {
-            name: data
-            for name, data in tasks.items()
-            if isinstance(data, TaskDataModule | LMDataModule)
-        }
+        ours = TaskDataModule | LMDataModule
+        made = {name: data for name, data in tasks.items() if isinstance(data, ours)}
         specs = {}
         for name, data in tasks.items():
             with about_task(name):
                 specs[name] = data_to_spec(data)
         tasks = specs  # Lightning reads the arguments here, and they have to be plain data
-        self.save_hyperparameters()
+        # Loggers merge them with the module's, and refuse two values of `tasks`.
+        self.save_hyperparameters(logger=False)
         check_sampling(sampling, temperature, cap, weights, batches, list(tasks))
         check_positive(epoch_batches=epoch_batches)
-        shared = {
-            "tokenizer": tokenizer,
-            "max_length": max_length,
-            "batch_size": batch_size,
-            "eval_batch_size": eval_batch_size,
-            "seed": seed,
-            "cache_dir": cache_dir,
-        }
+        shared: dict[str, Any] = {"tokenizer": tokenizer, "max_length": max_length, "seed": seed}
+        shared |= {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        shared |= {"cache_dir": cache_dir}
         self.tasks: dict[str, TaskDataModule | LMDataModule] = {}
         for name, spec in specs.items():
             with about_task(name):
                 self.tasks[name] = made.get(name) or data_from_spec(spec, shared)
                 self.tasks[name].num_workers = num_workers
-        self.sampling, self.temperature, self.cap = sampling, temperature, cap
-        self.weights = weights
-        self.batches = batches
-        self.epoch_batches = epoch_batches
+        self.sampling, self.temperature = sampling, temperature
+        self.cap, self.weights = cap, weights
+        self.batches, self.epoch_batches = batches, epoch_batches
         self.num_workers = num_workers
         self.predict_task = predict_task
         if predict_file is not None:
@@ -268,10 +260,9 @@ class MultiTaskDataModule(LightningDataModule):
                 data.load_state_dict(state_dict["tasks"][name])
 
     def _facts(self) -> dict[str, Any]:
-        rule = {"rule": self.sampling, "temperature": self.temperature, "cap": self.cap}
-        sampling = {**rule, "weights": self.weights, "epoch_batches": self.epoch_batches}
-        batches = {"batches": self.batches, "seed": self.seed}
-        return {"tasks": self.names, "sampling": sampling, **batches}
+        words = "sampling", "temperature", "cap", "weights", "epoch_batches"
+        rule = {word: getattr(self, word) for word in words}
+        return {"tasks": self.names, "sampling": rule, "batches": self.batches, "seed": self.seed}
 
     def _wanted(self) -> Mapping[str, TaskDataModule | LMDataModule]:
         """Return the tasks that are to be read, which know the Trainer by now."""
