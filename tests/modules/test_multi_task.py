@@ -112,6 +112,12 @@ def prepared(folder: Path, *names: str, **settings: Any):
     return module, data
 
 
+def gradients(module: MultiTaskModule) -> Any:
+    """Return what computes the gradients of a loss for the shared weights."""
+    shared = module.shared_parameters()
+    return lambda loss: torch.autograd.grad(loss, shared, retain_graph=True)
+
+
 def test_the_loss_of_a_batch_of_all_is_the_weighted_sum_of_the_tasks_own(tmp_path):
     module, data = prepared(tmp_path, "ner", "topic", "qa", weights={"ner": 2.0, "qa": 0.5})
     module.train()
@@ -124,9 +130,8 @@ def test_the_loss_of_a_batch_of_all_is_the_weighted_sum_of_the_tasks_own(tmp_pat
         torch.testing.assert_close(module.task_losses[name], loss, rtol=1e-6, atol=0)
         torch.testing.assert_close(output.logs[f"train/{name}/loss"], loss, rtol=1e-6, atol=0)
     total = sum(w * module.task_losses[n] for n, w in module.loss_weights.items())
-    for loss in (output.loss, total):
-        grads = torch.autograd.grad(loss, module.shared_parameters(), retain_graph=True)
-        assert all(torch.isfinite(g).all() and g.abs().sum() >= 0 for g in grads)
+    for ours, theirs in zip(*map(gradients(module), (output.loss, total)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
 
 
 def test_a_batch_of_one_task_has_its_weighted_loss_its_items_and_its_logits(tmp_path):
@@ -449,3 +454,12 @@ def test_a_batch_that_does_not_say_its_task_is_refused():
 def test_settings_of_a_run_with_data_of_a_hub_name_are_plain(tmp_path):
     data = make_data(tmp_path, "ner")
     assert data.hparams["tasks"] == data_specs(tmp_path, "ner")
+
+
+@pytest.mark.parametrize("name", ["ner", "mlm"])
+def test_showing_samples_leaves_the_encoder_in_its_mode(name, tmp_path):
+    module, data = prepared(tmp_path, "topic", "ner", "mlm")
+    module.eval()
+    assert module.sample(batch_of(data, name), 2)
+    assert not any(part.training for part in [*module.network.modules(), *module.heads.modules()])
+    assert module.sample(batch_of(data, "topic"), 2) == []
