@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-__all__ = ["place_callback_options"]
+__all__ = ["configs_of", "parsed_value", "place_callback_options", "with_config"]
 
 
 class _List(NamedTuple):
@@ -85,7 +85,7 @@ def _place(entries: _List, words: Sequence[str]) -> list[str]:
             behind = added[0] + (1 if "=" in rest[added[0]] else 2)
             rest.insert(behind, f"{entries.option}.{name}={value}")
         elif in_config:
-            in_config[0].setdefault("init_args", {})[name] = _parsed(value)
+            in_config[0].setdefault("init_args", {})[name] = parsed_value(value)
             changed = True
         else:
             raise ValueError(_absent(entries, owner, known, rest))
@@ -93,10 +93,15 @@ def _place(entries: _List, words: Sequence[str]) -> list[str]:
         more: Any = known
         for key in reversed(entries.section):
             more = {key: more}
-        last = max(place for place in range(len(rest)) if _is_config(rest[place]))
-        behind = last + (1 if "=" in rest[last] else 2)
-        rest[behind:behind] = ["--config", json.dumps(more, default=str)]
+        rest = with_config(rest, more)
     return rest
+
+
+def with_config(words: Sequence[str], config: Any) -> list[str]:
+    """Return a command line with a further config behind the last one."""
+    last = max(place for place in range(len(words)) if _is_config(words[place]))
+    behind = last + (1 if "=" in words[last] else 2)
+    return [*words[:behind], "--config", json.dumps(config, default=str), *words[behind:]]
 
 
 def _take(entries: _List, words: Sequence[str]) -> tuple[list[str], list[tuple[str, str, str]]]:
@@ -119,13 +124,14 @@ def _take(entries: _List, words: Sequence[str]) -> tuple[list[str], list[tuple[s
 def _configured(entries: _List, words: Sequence[str]) -> list[dict[str, Any]]:
     """Return the entries of the last config that has some, each with its `class_path`."""
     found: Any = []
-    for config in _configs(words):
+    for config in configs_of(words):
         found = entries.value_in(config) or found
     found = found if isinstance(found, list) else [found]
     return [{"class_path": entry} if isinstance(entry, str) else entry for entry in found]
 
 
-def _configs(words: Sequence[str]) -> Iterator[Any]:
+def configs_of(words: Sequence[str]) -> Iterator[Any]:
+    """Yield what stands in the configs of a command line, in order."""
     for place, word in enumerate(words):
         if _is_config(word):
             _, equals, value = word.partition("=")
@@ -150,7 +156,8 @@ def _added(entries: _List, words: Sequence[str], place: int) -> str | None:
     return (value if equals else "".join(words[place + 1 : place + 2])).rsplit(".", 1)[-1]
 
 
-def _parsed(value: str) -> Any:
+def parsed_value(value: str) -> Any:
+    """Return the value of an option as YAML has it."""
     parsed = yaml.safe_load(value)
     if isinstance(parsed, str):
         try:

@@ -75,6 +75,7 @@ TOP = {
     "cli_config",
     "cli_export",
     "cli_parser",
+    "cli_tasks",
     "cli_tools",
     "cli_noise",
     "cli_recipes",

@@ -124,7 +124,7 @@ TASKS = {
 DISTILLATION = [word for word in RECIPES if word.startswith("distillation")]
 #: Recipes of several fits are in tests/test_chain.py.
 CHAINS = [word for word, path in RECIPES.items() if has_stages(path)]
-OTHERS = (*TASKS, *DISTILLATION, *CHAINS, "adapter_fusion")
+OTHERS = (*TASKS, *DISTILLATION, *CHAINS, "adapter_fusion", "multi_task")
 PRETRAINING = [word for word in RECIPES if word not in OTHERS]
 
 
@@ -194,6 +194,35 @@ def test_fusion_trains_on_adapters_that_were_trained_before(tmp_path):
     last = tmp_path / "runs" / "adapter_fusion" / "checkpoints" / "last.ckpt"
     asked = line("the quick fox")(tmp_path)
     assert lmkit(f"predict --ckpt_path {last} --data.predict_file={asked}") == 0
+
+
+def test_several_tasks_train_on_one_encoder(tmp_path, capsys):
+    topics, names = task_files.labelled_texts(tmp_path), task_files.tagged_words(tmp_path / "ner")
+    files = {"topic": topics, "names": names}
+    named = " ".join(f"--data.tasks.{n}.{k}={v}" for n in files for k, v in files[n].items())
+    model = f"--model.model={encoder(tmp_path / 'model')} --model.weights.names=0.5"
+    fast = f"{FAST} {named} {model} --data.max_length=32"
+    task = "--model.tasks.topic.label_smoothing=0.1"
+    assert lmkit(f"fit -c multi_task {fast} {task}") == 0
+    assert lmkit(f"fit -c multi_task {fast} {task} --trainer.max_steps=6 --ckpt_path last") == 0
+    assert "overridden" not in capsys.readouterr().err
+    last = Path("runs/multi_task/checkpoints/last.ckpt")
+    config = yaml.safe_load(Path("runs/multi_task/config.yaml").read_text())
+    tasks = config["model"]["init_args"]["tasks"]
+    assert tasks["topic"]["init_args"] == {"label_smoothing": 0.1}
+    found = {"val/mean", "val/topic/accuracy", "val/names/f1", "train/topic/loss"}
+    assert found < logged("multi_task")
+    assert list(Path("runs/multi_task/tables/test/names").glob("*.jsonl"))
+    asked = f"--data.predict_task=topic --data.predict_file={line('the quick fox')(tmp_path)}"
+    assert lmkit(f"predict --ckpt_path {last} {asked}") == 0
+    assert "label" in json.loads(Path("runs/multi_task/predictions.jsonl").read_text())
+    assert lmkit(f"export --ckpt {last} --output exported") == 0
+    assert {path.name for path in Path("exported").iterdir()} == {"topic", "names"}
+    assert lmkit(f"export --ckpt {last} --output alone --task names") == 0
+    kind = json.loads(Path("alone/config.json").read_text())["architectures"]
+    assert kind == ["BertForTokenClassification"]
+    assert lmkit(f"fit -c multi_task {fast} --data.tasks.topics.batch_size=2") == 2
+    assert "there is no task topics, did you mean topic?" in capsys.readouterr().err
 
 
 def teach(word: str, fast: str) -> Path:
