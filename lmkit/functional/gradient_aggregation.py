@@ -211,7 +211,7 @@ def imtl_weights(gramian: Tensor) -> Tensor:
     inverse = torch.where(here, 1.0 / norms, 0.0)
     # Of unit vectors, so that the largest gradient does not hide the rank of the others.
     units = inverse.unsqueeze(1) * scaled * inverse
-    found = torch.linalg.pinv(units, rtol=_NOISE, hermitian=True) @ here.double() * inverse
+    found: Tensor = torch.linalg.pinv(units, rtol=_NOISE, hermitian=True) @ here.double() * inverse
     missed = (units @ (found * norms) - here.double()).abs().max()
     if missed > 1e-6 or found.sum().abs() <= 1e-6 * found.abs().sum():
         found = inverse
@@ -244,7 +244,8 @@ def aligned_mtl_weights(gramian: Tensor) -> Tensor:
     if values[-1] <= 0:
         return torch.ones_like(values)
     values, vectors = values[real], vectors[:, real]
-    return vectors @ ((values[0] / values).sqrt() * vectors.sum(0))
+    weights: Tensor = vectors @ ((values[0] / values).sqrt() * vectors.sum(0))
+    return weights
 
 
 def nash_mtl_weights(gramian: Tensor) -> Tensor:
