@@ -137,7 +137,7 @@ class SeveralTasks(LightningModule):
 
     def configure_optimizers(self) -> Any:
         if self.hparams["adam"]:
-            return torch.optim.AdamW(self.parameters(), lr=self.hparams["rate"])
+            return torch.optim.Adam(self.parameters(), lr=self.hparams["rate"])
         return torch.optim.SGD(self.parameters(), lr=self.hparams["rate"], momentum=0.9)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
