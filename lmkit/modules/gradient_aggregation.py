@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch._functorch.config as functorch_config
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from ..functional.gradient_aggregation import (
 )
 from ..functional.gramian import gramian
 from .method_spec import method_of
-from .task_gradients import TaskGradients, rest_of
+from .task_gradients import TaskGradients, keep_graphs, rest_of
 
 __all__ = ["AGGREGATIONS", "Aggregated", "GradientAggregation", "aggregation_from"]
 
@@ -116,8 +115,7 @@ class GradientAggregation:
         if isinstance(trainer.strategy.model, DistributedDataParallel):
             # Its reducer would wait for hooks that gradients of single tasks do not run.
             trainer.strategy.model.require_backward_grad_sync = False
-        # Compiled layers would free what the backward of the next task needs.
-        functorch_config.donated_buffer = False
+        keep_graphs()
 
     def begin(self, module: LightningModule, batch_idx: int) -> None:
         """Begin a batch, and an accumulation window where there is one."""

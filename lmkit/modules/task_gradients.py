@@ -6,10 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch_config
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
-__all__ = ["TaskGradients", "rest_of"]
+__all__ = ["TaskGradients", "keep_graphs", "rest_of"]
+
+
+def keep_graphs() -> None:
+    """Let compiled layers keep what a second backward needs; before their first step."""
+    functorch_config.donated_buffer = False
 
 
 def rest_of(

@@ -109,7 +109,7 @@ def test_uncertainty_is_learned_without_decay() -> None:
     assert own["weight_decay"] == 0.0
     for part in (module.encoder, module.heads, module.unused):
         part.requires_grad_(False)
-    fit(module, batches(1) * 400)
+    fit(module, batches(1) * 700)
     assert isinstance(module.weighting, Uncertainty)
     logs = module.weighting.speed * module.weighting.theta.detach()
     losses = torch.stack([loss.detach() for loss in module.task_losses.values()])
