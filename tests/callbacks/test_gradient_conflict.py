@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from lmkit.callbacks.gradient_conflict import GradientConflictCallback
-from tests.several_tasks import TASKS, batches, fit, halves, make, state
+from tests.weighed_tasks import TASKS, batches, fit, halves, make, state
 
 
 class Kept(Logger):

@@ -20,7 +20,7 @@ from lmkit.modules.gradient_aggregation import (
     GradientAggregation,
     aggregation_from,
 )
-from tests.several_tasks import TASKS, RanksAgree, batches, fit, halves, make, state
+from tests.weighed_tasks import TASKS, RanksAgree, batches, fit, halves, make, state
 
 METHODS = list(AGGREGATIONS)
 LEARNED = {"class_path": "uncertainty", "init_args": {"speed": 1.0}}

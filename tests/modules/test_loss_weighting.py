@@ -15,7 +15,7 @@ from lmkit.functional.loss_weighting import dwa_weights, random_weights
 from lmkit.modules.learned_weights import Famo, GradNorm
 from lmkit.modules.loss_weighting import WEIGHTINGS, DynamicAverage, Uncertainty, weighting_from
 from lmkit.modules.optimizer import parameter_groups
-from tests.several_tasks import TASKS, RanksAgree, batches, fit, halves, make, state
+from tests.weighed_tasks import TASKS, RanksAgree, batches, fit, halves, make, state
 
 # The encoder has a part that no task uses.
 FORK = "ddp_fork_find_unused_parameters_true"
