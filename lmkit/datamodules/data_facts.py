@@ -29,6 +29,9 @@ _DECISIVE = (
     "sentence_objective",
     "examples_per_class",
     "labels",
+    "tasks",
+    "sampling",
+    "batches",
     "seed",
 )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lightning.pytorch import Trainer
 
-__all__ = ["epoch_length", "epoch_number", "ranks", "step_batches"]
+__all__ = ["epoch_length", "epoch_number", "planned_epochs", "ranks", "step_batches"]
 
 
 def ranks(trainer: Trainer | None) -> tuple[int, int]:
@@ -32,3 +33,20 @@ def epoch_length(trainer: Trainer | None, batches: int) -> int:
         return batches
     # As Lightning counts: an int is a number of batches, a float a share of them.
     return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
+
+
+def planned_epochs(trainer: Trainer | None, batches: int) -> int | None:
+    """Return how many epochs a fit has, `None` if it has no end, and 1 without a Trainer.
+
+    Args:
+        trainer: knows `max_epochs` and `max_steps`, of which the nearer end counts.
+        batches: in an epoch.
+    """
+    if trainer is None:
+        return 1
+    ends = []
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        ends.append(trainer.max_epochs)
+    if trainer.max_steps >= 0:
+        ends.append(math.ceil(trainer.max_steps * step_batches(trainer) / batches))
+    return max(1, min(ends)) if ends else None

@@ -45,13 +45,15 @@ class LossGuard:
     """
 
     def __init__(self) -> None:
-        self._losses: list[tuple[Tensor, Tensor | None, int, int]] = []
+        self._losses: list[tuple[Tensor, Tensor | None, int, int, dict[str, Tensor]]] = []
 
     def watch(
         self, module: LightningModule, loss: Tensor, index: Tensor | None, batch_idx: int
     ) -> None:
         """Remember the loss of one batch and the rows (int64 `[B]`) it came from."""
-        self._losses.append((loss.detach(), index, module.current_epoch, batch_idx))
+        tasks: Mapping[str, Tensor] = getattr(module, "task_losses", {})
+        each = {name: part.detach() for name, part in tasks.items()}
+        self._losses.append((loss.detach(), index, module.current_epoch, batch_idx, each))
         if loss.device.type == "cpu":
             self.check(module)
 
@@ -67,12 +69,14 @@ class LossGuard:
             FloatingPointError: a loss is not finite; names the step and the rows of the batch.
         """
         losses, self._losses = self._losses, []
-        for loss, index, epoch, batch_idx in losses:
+        for loss, index, epoch, batch_idx, each in losses:
             value = loss.item()
             if not math.isfinite(value):
+                of = [name for name, part in each.items() if not math.isfinite(part.item())]
+                task = f" of the task {' and '.join(of)}" if of else ""
                 rows = "" if index is None else f", rows {index.tolist()}"
                 raise FloatingPointError(
-                    f"the loss is {value} at step {module.global_step} (epoch {epoch}, batch "
+                    f"the loss{task} is {value} at step {module.global_step} (epoch {epoch}, batch "
                     f"{batch_idx}{rows}). The last checkpoint is from before it; lower the "
                     "learning_rate, set gradient_clip_val=1.0, or look at these rows"
                 )

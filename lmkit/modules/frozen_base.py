@@ -34,6 +34,7 @@ __all__ = [
     "marks_kept",
     "name_base",
     "on_base_of",
+    "settings_of",
     "take_head",
 ]
 
@@ -108,7 +109,20 @@ def decided_settings(datamodule: Any) -> dict[str, Any]:
     While a checkpoint that needs its base is being loaded, they are those of the checkpoint.
     """
     decide = getattr(datamodule, "network_settings", dict)
-    return dict(_saved_settings.get() or decide())
+    saved = _saved_settings.get() or {}
+    settings = {key: saved[key] for key in _DECIDED if key in saved}
+    if settings.get("id2label"):  # JSON has made words of its numbers
+        settings["id2label"] = {int(k): name for k, name in settings["id2label"].items()}
+    return settings or dict(decide())
+
+
+@contextmanager
+def settings_of(task: str) -> Iterator[None]:
+    """Let `decided_settings` inside be those of one of several tasks, if a checkpoint says them."""
+    saved = _saved_settings.get() or {}
+    token = _saved_settings.set({**saved, **saved.get("tasks", {}).get(task, {})} or None)
+    yield
+    _saved_settings.reset(token)
 
 
 @contextmanager
@@ -228,10 +242,7 @@ def on_base_of(saved: Mapping[str, Any], named: Any, path: Any) -> Iterator[dict
     model, folder = named, saved["base"].get("folder")
     if isinstance(model, str) and folder and model == saved["base"]["name"]:
         model = model if Path(model).is_dir() else folder
-    settings = {key: saved["config"][key] for key in _DECIDED if key in saved["config"]}
-    if settings.get("id2label"):  # JSON has made words of its numbers
-        settings["id2label"] = {int(k): name for k, name in settings["id2label"].items()}
-    token = _saved_settings.set(settings)
+    token = _saved_settings.set(saved["config"])
     try:
         if isinstance(model, str):
             named_config(model)

@@ -37,7 +37,14 @@ def make_metrics(module: LMModule) -> nn.ModuleDict:
     return nn.ModuleDict({**made, "test_tables": nn.ModuleDict(module.build_tables())})
 
 
-def evaluate(module: LMModule, batch: Batch, stage: str, batch_idx: int) -> None:
+def evaluate(
+    module: LMModule,
+    batch: Batch,
+    stage: str,
+    batch_idx: int,
+    owner: LMModule | None = None,
+    place: str = "",
+) -> None:
     """Update the metrics with one batch, and log them; Lightning computes them.
 
     Args:
@@ -45,6 +52,8 @@ def evaluate(module: LMModule, batch: Batch, stage: str, batch_idx: int) -> None
         batch: as the data module makes it.
         stage: `"val"` or `"test"`.
         batch_idx: number of the batch; the tables of a test begin anew at 0.
+        owner: the module that the Trainer runs, and that logs, where it is another one.
+        place: what the names of its metrics begin with, behind the stage.
     """
     batch = module.prepare(batch)
     output = module.step(batch)
@@ -57,5 +66,11 @@ def evaluate(module: LMModule, batch: Batch, stage: str, batch_idx: int) -> None
                 table.reset()
         module.update_tables(tables, output, batch)
     for name, metric in metrics.items():
-        module.log(f"{stage}/{name}", metric, prog_bar=name in _SHOWN, batch_size=1)
+        (owner or module).log(
+            f"{stage}/{place}{name}",
+            metric,
+            prog_bar=name in _SHOWN and not place,
+            batch_size=1,
+            add_dataloader_idx=not place,
+        )
     module.continue_evaluation(output, batch, stage)

@@ -16,7 +16,13 @@ from .base import LMModule
 from .captures import depth_of
 from .frozen_base import describe_base
 
-__all__ = ["build_student", "student_from_spec", "student_of_model", "student_to_spec"]
+__all__ = [
+    "build_student",
+    "student_from_spec",
+    "student_of_model",
+    "student_to_spec",
+    "task_class",
+]
 
 _PACKAGE = __package__ or ""
 
@@ -58,20 +64,33 @@ def student_from_spec(spec: Mapping[str, Any]) -> LMModule:
     Raises:
         ValueError: there is no such module, or it is no task module.
     """
-    path = str(spec["class_path"])
+    cls = task_class(str(spec["class_path"]), "the student")
+    made: LMModule = cls(**dict(spec["init_args"]))
+    if made.task_module is not made:
+        raise ValueError(f"the student must be a task module itself, got a {cls.__name__}")
+    return made
+
+
+def task_class(path: str, owner: str) -> type[LMModule]:
+    """Return the class of a task module.
+
+    Args:
+        path: its `class_path`.
+        owner: whose it is, for messages.
+
+    Raises:
+        ValueError: there is no such module, or it is no task module.
+    """
     module, _, name = path.rpartition(".")
     # A class from elsewhere counts where it is imported: a checkpoint must not import code.
     home = sys.modules.get(_PACKAGE if not module or module.startswith("lmkit.") else module)
     cls = getattr(home, name, None)
     if not (isinstance(cls, type) and issubclass(cls, LMModule)) or cls is LMModule:
         raise ValueError(
-            f"the student's class_path {path!r} names no task module of lmkit.modules, nor one "
+            f"{owner}'s class_path {path!r} names no task module of lmkit.modules, nor one "
             "that is imported"
         )
-    made: LMModule = cls(**dict(spec["init_args"]))
-    if made.task_module is not made:
-        raise ValueError(f"the student must be a task module itself, got a {name}")
-    return made
+    return cls
 
 
 def student_of_model(student: Any, model: Any, pretrained: bool | None) -> dict[str, Any]:

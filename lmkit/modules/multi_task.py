@@ -1,0 +1,295 @@
+"""Multi-task learning: one encoder, a head and a loss for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..types import Batch, StepOutput, Surgery
+from .base import LMModule
+from .scores import Scores
+from .step_log import evaluate
+from .task_batches import join_parts, parts_of
+from .task_log import log_mean, step_logs
+from .task_networks import configs_followed, head_parameters, own_settings, plain_task
+from .task_run import build_tasks, check_tasks, find_unused, shares_of_ranks
+from .task_specs import check_weights, make_tasks, of_model
+
+__all__ = ["MultiTaskModule"]
+
+
+class MultiTaskModule(LMModule):
+    r"""Train several tasks on one encoder (hard sharing: Caruana 1997; MT-DNN, arXiv:1901.11504).
+
+    $\mathcal{L} = \sum_{t \in B} w_t \mathcal{L}_t$ over the tasks $B$ of a batch, one of them or
+    all, where $\mathcal{L}_t$ is the mean loss of task $t$ over its items (examples, labelled
+    pieces, tokens) of all ranks. Each task is a task module of its own: classification, pairs,
+    regression, tagging, question answering, multiple choice, a language model as an auxiliary task.
+    All have one encoder, which is the same object, and each its own head. A head whose task is not
+    in a step does not move: it has no gradient, and so neither decay nor momentum.
+
+    `MultiTaskDataModule` makes the batches. With batches of one task those of an accumulation
+    window are of the same task, and together the mean over all their items. With batches of all
+    tasks a window is the mean of its batches.
+
+    Logs `train/loss` of each batch, `train/<task>/loss` of the last batch of each task, of a
+    validation `val/<task>/<metric>` as the task's own module does, and `val/mean`, the mean over
+    the tasks of their main metrics, which are the first there is of f1, spearman, accuracy,
+    micro_f1, macro_f1 and exact_match.
+
+    `network` is that of the first task: surgeries, and callbacks that look for embeddings and
+    layers, work on the shared encoder through it, and a surgery leaves the heads of the other tasks
+    as they are. An export is a plain folder for each task, or of the one that is asked for.
+
+    Args:
+        model: hub name, folder, or config with a `model_type`, of all tasks.
+        tasks: by name the `class_path` and `init_args` of each task module, without what is of
+            the whole: model, optimizer, dropout.
+        weights: $w_t > 0$ by name; 1 for those that are not named.
+        pretrained: whether a name or folder brings its weights.
+        learning_rate: the peak of the schedule.
+        weight_decay: of weight matrices; biases and normalizations have none.
+        warmup: optimizer steps (int) or share of the run (float below 1).
+        schedule: `"linear"`, `"cosine"` or `"constant"` after the warm-up.
+        optimizer: `{"class_path": ..., "init_args": {...}}` in place of AdamW.
+        dropout: of every layer in training, in `[0, 1)`; `None` leaves what the config says.
+        compile: whether the layers are compiled; `None` decides by device and length of the run.
+        layer_decay: factor of the learning rate from each layer to the one below, in `(0, 1]`.
+
+    Attributes:
+        tasks: the modules of the tasks by name; `task_module_of` gives one to use alone.
+        task_losses: $\mathcal{L}_t$ of the last training step by task, scalars in the graph. The
+            loss that is differentiated is a multiple, the same for all, of their weighted sum.
+
+    Raises:
+        TypeError: a task is no plain data.
+        ValueError: a name, class, argument or weight is wrong; in `configure_model`, networks have
+            no encoder to share; in `setup`, the data are of other tasks or kinds.
+
+    Example:
+        >>> module = MultiTaskModule({"model_type": "bert", "vocab_size": 99, "hidden_size": 8,
+        ...     "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8},
+        ...     {"topic": {"class_path": "SequenceClassificationModule"},
+        ...      "ner": {"class_path": "TokenClassificationModule"}})
+        >>> module.configure_model()
+        >>> module.tasks["ner"].network.bert is module.network.bert
+        True
+    """
+
+    def __init__(
+        self,
+        model: str | dict[str, Any],
+        tasks: dict[str, Any],
+        weights: dict[str, float] | None = None,
+        pretrained: bool = True,
+        learning_rate: float = 5e-5,
+        weight_decay: float = 0.01,
+        warmup: int | float = 0.06,
+        schedule: str = "linear",
+        optimizer: dict[str, Any] | None = None,
+        dropout: float | None = None,
+        compile: bool | None = None,
+        layer_decay: float = 1.0,
+    ) -> None:
+        more = optimizer, dropout, compile, layer_decay
+        super().__init__(model, pretrained, learning_rate, weight_decay, warmup, schedule, *more)
+        made = make_tasks(tasks, model, {"pretrained": pretrained, "dropout": dropout})
+        self.loss_weights = check_weights(weights, list(made))
+        # Not parts of this module: the encoder would be one of each.
+        self._held = (made,)
+        first = next(iter(made.values()))
+        self.auto_class = first.auto_class  # type: ignore[misc]
+        self.is_causal = any(task.is_causal for task in made.values())  # type: ignore[misc]
+        #: Heads of the other tasks; that of the first is a part of `network`.
+        self.heads = nn.ModuleDict()
+        #: By task what the shared encoder has more than its own would have.
+        self.grafted: dict[str, list[str]] = {}
+        self.task_losses: dict[str, Tensor] = {}
+        #: To be logged in turn with those of the tasks that have one.
+        self.last_losses: dict[str, Tensor] = {}
+        #: The tasks in the order of the numbers that batches have.
+        self.names = list(made)
+
+    @property
+    def tasks(self) -> dict[str, LMModule]:
+        """The modules of the tasks by name."""
+        return self._held[0]
+
+    @classmethod
+    def arguments_for(
+        cls, arguments: Mapping[str, Any], model: Any, pretrained: bool | None = None
+    ) -> dict[str, Any]:
+        """Return what of the arguments to change so that all tasks are of another model."""
+        if not isinstance(model, Mapping):
+            return super().arguments_for(arguments, model, pretrained)
+        config = {key: value for key, value in model.items() if key != "tasks"}
+        changed = super().arguments_for(arguments, config, pretrained)
+        return {**changed, "tasks": of_model(arguments["tasks"], config, model.get("tasks", {}))}
+
+    def configure_model(self) -> None:
+        """Build the networks, and let them share the encoder; when they are built, do nothing."""
+        if hasattr(self, "network"):
+            return
+        build_tasks(self)
+
+    def operate(self, surgery: Surgery) -> None:
+        """Change the structure of the shared encoder, and tell the configs of all tasks.
+
+        Raises:
+            ValueError: it changes the width of the encoder or its vocabulary, which the heads of
+                the other tasks do not follow.
+        """
+        self.configure_model()
+        with configs_followed(self, surgery):
+            super().operate(surgery)
+
+    def setup(self, stage: str) -> None:
+        """Set up each task with its data, and check that the data are of these tasks."""
+        check_tasks(self, stage)
+        super().setup(stage)
+        if stage == "fit":
+            find_unused(self)
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Return what is trainable of the shared encoder."""
+        return [p for p in self.network.base_model.parameters() if p.requires_grad]
+
+    def task_parameters(self, name: str) -> list[nn.Parameter]:
+        """Return what is trainable of the head of a task, without what is tied to the encoder."""
+        return list(head_parameters(self.tasks[self._known(name)].network))
+
+    def task_module_of(self, name: str) -> LMModule:
+        """Return the module of one task as if it had been trained alone, with copied weights.
+
+        Raises:
+            ValueError: there is no such task.
+        """
+        self.configure_model()
+        return plain_task(self, self._known(name))
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Add to a batch what its tasks need."""
+        parts = parts_of(batch, self.names)
+        prepared = {name: self._at_work(name).prepare(part) for name, part in parts.items()}
+        return cast(Batch, join_parts(prepared))
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Compute the weighted sum of the losses of the tasks in a batch.
+
+        Args:
+            batch: of one task, what its step takes and `task`, its number, int64 `[B]`; of
+                several the entries of each under `<task>/<entry>`.
+
+        Returns:
+            Of one task its loss, number of items and logits. Of several the loss, 1 as the number,
+            for there is nothing that they all count, and no logits.
+        """
+        parts = parts_of(batch, self.names)
+        outputs = {name: self._at_work(name).step(part) for name, part in parts.items()}
+        losses = {name: output.loss for name, output in outputs.items()}
+        if len(outputs) > 1:
+            items = torch.stack([output.items.detach().float() for output in outputs.values()])
+            shares = shares_of_ranks(items, self).unbind()
+            losses = {n: x * s.to(x) for (n, x), s in zip(losses.items(), shares, strict=True)}
+        logs = step_logs(self, outputs)
+        if self.training:
+            self.task_losses = losses
+        loss = self.join_losses(losses)
+        if len(outputs) == 1:
+            (output,) = outputs.values()
+            return StepOutput(loss, output.items, output.logits, logs)
+        return StepOutput(loss, torch.ones_like(loss.detach()), None, logs)
+
+    def join_losses(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Return the weighted sum of the losses of tasks, a scalar."""
+        weighed = [losses[name] * self.loss_weights[name] for name in losses]
+        return weighed[0] if len(weighed) == 1 else torch.stack(weighed).sum()
+
+    def scores(self, output: StepOutput, batch: Batch) -> Scores:
+        """Return what the one task of a batch says of it."""
+        parts = parts_of(batch, self.names)
+        if len(parts) > 1:
+            raise ValueError(
+                "a batch of all tasks has no scores of one kind, which a technique compares: give "
+                "the MultiTaskDataModule batches='one'"
+            )
+        ((name, part),) = parts.items()
+        return self.tasks[name].scores(output, part)
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Return those of all tasks, each under `<task>/<name>`."""
+        return {f"{n}/{word}": x for n, t in self.tasks.items() for word, x in t.tables().items()}
+
+    def figures(self) -> dict[str, Any]:
+        """Return those of all tasks, each under `<task>/<name>`."""
+        return {f"{n}/{word}": x for n, t in self.tasks.items() for word, x in t.figures().items()}
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Update and log the validation metrics of the batch's task."""
+        self._evaluate(batch, "val", batch_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Update and log the test metrics of the batch's task."""
+        self._evaluate(batch, "test", batch_idx)
+
+    def finish_evaluation(self, stage: str) -> None:
+        """Log the mean of the tasks' main metrics; of tasks that have none it says nothing."""
+        log_mean(self, stage)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Predict as the batch's task does."""
+        ((name, part),) = parts_of(batch, self.names).items()
+        return self._at_work(name).predict_step(part, batch_idx)
+
+    def forward(self, task: str, *texts: Any) -> Any:
+        """Predict on raw text as a task does.
+
+        Args:
+            task: its name.
+            *texts: what the `forward` of its module takes.
+        """
+        return self._at_work(self._known(task))(*texts)
+
+    def sample(self, batch: Batch, rows: int) -> list[dict[str, Any]]:
+        """Show what the batch's task makes of its first rows; nothing if it shows nothing."""
+        ((name, part),) = parts_of(batch, self.names).items()
+        show = getattr(self._at_work(name), "sample", None)
+        return show(part, rows) if show else []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the classes of the other tasks, so that a checkpoint loads alone."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["lmkit"]["config"]["tasks"] = own_settings(self.tasks)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give the tasks what comes with a checkpoint."""
+        super().on_load_checkpoint(checkpoint)
+        for task in self.tasks.values():
+            task.tokenizer = self.tokenizer
+
+    def teardown(self, stage: str) -> None:
+        """Leave the tasks as they were."""
+        for task in self.tasks.values():
+            task.teardown(stage)
+        super().teardown(stage)
+
+    def _known(self, name: str) -> str:
+        if name not in self.tasks:
+            raise ValueError(f"there is no task {name!r}; there are {', '.join(self.tasks)}")
+        return name
+
+    def _at_work(self, name: str) -> LMModule:
+        """Return the module of a task, in the mode and on the device of this one."""
+        task = self.tasks[name]
+        # Neither it nor its network is a part of this module, which alone is switched and moved.
+        task.training, task.network.training = self.training, self.network.training
+        if task.device != self.device:
+            task.to(self.device)
+        return task
+
+    def _evaluate(self, batch: Batch, stage: str, batch_idx: int) -> None:
+        ((name, part),) = parts_of(batch, self.names).items()
+        evaluate(self._at_work(name), part, stage, batch_idx, self, f"{name}/")

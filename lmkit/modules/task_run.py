@@ -1,0 +1,135 @@
+"""Building and setting up several tasks, each with its own data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from ..functional.task_sampling import about_task
+from .frozen_base import settings_of
+from .task_networks import heads_of, share_encoder
+from .task_specs import TaskTrainer
+
+if TYPE_CHECKING:
+    from .multi_task import MultiTaskModule
+
+__all__ = ["build_tasks", "check_tasks", "find_unused", "shares_of_ranks"]
+
+# Items may be weights, and add up to less than one.
+_LEAST = 1e-12
+
+
+def build_tasks(module: MultiTaskModule) -> None:
+    """Build the networks of all tasks, and let them share the encoder of the first."""
+    _attend(module)
+    for name, task in module.tasks.items():
+        with about_task(name), settings_of(name):
+            task.configure_model()
+        module.tokenizer = module.tokenizer or task.tokenizer
+    module.grafted = share_encoder(module.tasks)
+    (_, first), *others = module.tasks.items()
+    module.network, module.base, module._ledger = first.network, first.base, first.ledger
+    module.heads = nn.ModuleDict({name: heads_of(task.network) for name, task in others})
+    module.metrics = nn.ModuleDict({name: task.metrics for name, task in module.tasks.items()})
+
+
+def check_tasks(module: MultiTaskModule, stage: str) -> None:
+    """Set up each task with its data.
+
+    Args:
+        module: attached to a Trainer.
+        stage: `"fit"`, `"validate"`, `"test"` or `"predict"`.
+
+    Raises:
+        ValueError: the data are of other tasks, of another kind, or do not fit.
+    """
+    data = _data_of(module)
+    names = list(module.tasks)
+    if data:
+        unknown = [name for name in data if name not in names]
+        missing = [name for name in names if name not in data] if stage == "fit" else []
+        if unknown or missing:
+            raise ValueError(
+                f"the module has the tasks {', '.join(names)}, and the data {', '.join(data)}: "
+                "give both the same names"
+            )
+        module.names = list(data)
+    for name, task in module.tasks.items():
+        _check_kind(name, task, data.get(name))
+    module.configure_model()
+    _attend(module)
+    for name, task in module.tasks.items():
+        if name in data or not data:
+            with about_task(name):
+                task.setup(stage)
+
+
+def find_unused(module: MultiTaskModule) -> None:
+    """Let DDP expect that heads get no gradient when their tasks have no turn.
+
+    Raises:
+        ValueError: the strategy says that there are none.
+    """
+    strategy = module.trainer.strategy
+    if not isinstance(strategy, DDPStrategy) or len(module.tasks) == 1:
+        return
+    given = strategy._ddp_kwargs
+    if given.get("static_graph") or given.get("find_unused_parameters") is False:
+        raise ValueError(
+            "the strategy says that every weight has a gradient in every step, and the heads of "
+            "tasks without a turn have none: give the Trainer "
+            "strategy='ddp_find_unused_parameters_true', or 'ddp', where it is set by itself"
+        )
+    given["find_unused_parameters"] = True
+
+
+def shares_of_ranks(items: Tensor, module: MultiTaskModule) -> Tensor:
+    """Return by what to multiply mean losses so that their mean over ranks is that over all items.
+
+    Args:
+        items: float `[T]`, how many of each task this rank has.
+        module: knows the ranks.
+
+    Returns:
+        float `[T]`, all 1 on one rank.
+    """
+    trainer = module._trainer
+    if trainer is None or trainer.world_size == 1 or not module.training:
+        return items.new_ones(items.shape)
+    total = trainer.strategy.reduce(items.clone(), reduce_op="sum")
+    return items * trainer.world_size / total.clamp(min=_LEAST)
+
+
+def _attend(module: MultiTaskModule) -> None:
+    """Tell the modules of the tasks of the Trainer, their data, the model and the tokenizer."""
+    data = _data_of(module)
+    for name, task in module.tasks.items():
+        if isinstance(task.hparams["model"], str):
+            # The base may have been moved since the module was made.
+            task.hparams.update({word: module.hparams[word] for word in ("model", "pretrained")})
+        trainer: Any = module._trainer
+        task._trainer = cast(Any, trainer and TaskTrainer(trainer, data.get(name)))
+        task.tokenizer = module.tokenizer or task.tokenizer
+
+
+def _data_of(module: MultiTaskModule) -> dict[str, Any]:
+    data = module._trainer and getattr(module._trainer, "datamodule", None)
+    return dict(getattr(data, "tasks", {}))
+
+
+def _check_kind(name: str, task: Any, data: Any) -> None:
+    """Check that data are of the kind of a task, where both are of kinds that lmkit has."""
+    ours = {cls.__name__.removesuffix("Module") for cls in type(task).__mro__}
+    theirs = {cls.__name__.removesuffix("DataModule") for cls in type(data).__mro__}
+    known = {word for word in theirs if word not in ("LM", "Task", "Lightning", "object")}
+    if data is not None and known and not ours & known and _is_ours(data):
+        raise ValueError(
+            f"task {name!r}: a {type(task).__name__} cannot learn from a {type(data).__name__}; "
+            "give it the data module of the same word"
+        )
+
+
+def _is_ours(data: Any) -> bool:
+    return any(cls.__module__.startswith("lmkit.") for cls in type(data).__mro__[:2])

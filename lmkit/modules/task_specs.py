@@ -1,0 +1,124 @@
+"""The module of each task of several, made from plain data."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from ..functional.task_sampling import about_task, check_task_names
+from .base import LMModule
+from .student import task_class
+
+__all__ = ["TaskTrainer", "check_weights", "make_tasks", "of_model"]
+
+#: Arguments of the whole, which a task takes over.
+_SHARED = ("pretrained", "dropout")
+
+
+class TaskTrainer:
+    """A Trainer as the module of one task sees it: the data are those of the task.
+
+    Args:
+        trainer: answers everything else.
+        datamodule: of the task, or `None`.
+    """
+
+    def __init__(self, trainer: Any, datamodule: Any) -> None:
+        self._trainer, self.datamodule = trainer, datamodule
+
+    def __getattr__(self, name: str) -> Any:
+        """Ask the Trainer."""
+        return getattr(vars(self)["_trainer"], name)
+
+
+def make_tasks(
+    specs: Mapping[str, Any], model: str | dict[str, Any], shared: Mapping[str, Any]
+) -> dict[str, LMModule]:
+    """Make the module of each task.
+
+    Args:
+        specs: `class_path` and `init_args` of each, by name.
+        model: of all tasks. Where it is a config, a task may have one of its own, of the same
+            encoder, with the names of its classes.
+        shared: arguments of the whole.
+
+    Raises:
+        TypeError: that is no plain data.
+        ValueError: there is no such task module, or no such argument; or it is one of the whole.
+    """
+    check_task_names(specs)
+    made = {}
+    for name, spec in specs.items():
+        with about_task(name):
+            made[name] = _make(name, spec, model, shared)
+    return made
+
+
+def of_model(
+    specs: Mapping[str, Any], config: dict[str, Any], own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the specs of tasks with the configs that their networks are built anew from.
+
+    Args:
+        specs: as the hyper-parameters have them.
+        config: of the first task.
+        own: by task what its config says otherwise.
+    """
+    changed = {}
+    for name, spec in specs.items():
+        arguments = {**(spec.get("init_args") or {}), "model": {**config, **own.get(name, {})}}
+        changed[name] = {**spec, "init_args": arguments}
+    return changed
+
+
+def check_weights(weights: Mapping[str, float] | None, names: list[str]) -> dict[str, float]:
+    """Return the weight of each task's loss, 1 where none is given.
+
+    Raises:
+        ValueError: a task is unknown, or a weight not above 0.
+    """
+    given = dict(weights or {})
+    for name, weight in given.items():
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"weights has {name!r}, and the tasks are {', '.join(names)}{hint}")
+        if not 0 < weight < float("inf"):
+            raise ValueError(
+                f"the weight of a task must be above 0, got {weight} for {name!r}; leave a task "
+                "out that is not to be trained"
+            )
+    return {name: float(given.get(name, 1.0)) for name in names}
+
+
+def _make(name: str, spec: Any, model: str | dict[str, Any], shared: Mapping[str, Any]) -> LMModule:
+    if not isinstance(spec, Mapping) or "class_path" not in spec:
+        raise TypeError(
+            f"task {name!r} must be a dictionary with the class_path and init_args of a task "
+            f"module, such as SequenceClassificationModule; got {spec!r}"
+        )
+    cls = task_class(str(spec["class_path"]), f"the task {name!r}")
+    if inspect.isabstract(cls) or "tasks" in inspect.signature(cls).parameters:
+        raise ValueError(f"a {cls.__name__} cannot be one task of several")
+    given, known = dict(spec.get("init_args") or {}), inspect.signature(cls).parameters
+    own = given.pop("model", model)
+    if own != model and not (isinstance(own, dict) and isinstance(model, dict)):
+        raise ValueError(
+            f"its model is {own!r} and that of the others {model!r}: all tasks share one encoder, "
+            "so the model is given once, to the module of all"
+        )
+    whole = set(inspect.signature(LMModule).parameters) - {"model"}
+    for argument in given:
+        if argument in whole:
+            raise ValueError(
+                f"{argument} is of the whole training, not of one task: give it to the module of "
+                "all tasks"
+            )
+        if argument not in known:
+            near = difflib.get_close_matches(argument, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{cls.__name__} has no argument {argument!r}{hint}")
+    taken = {word: shared[word] for word in _SHARED if word in known}
+    return cls(**{"model": own, **taken, **given})
