@@ -59,7 +59,7 @@ class SeveralTasks(LightningModule):
         self.encoder = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh())
         self.unused = nn.Linear(2, 2)
         self.heads = nn.ModuleDict({task: nn.Linear(4, 2) for task in TASKS})
-        self.weighting = weighting_from(weighting, TASKS, regression=["sts"])
+        self.weighting = weighting_from(weighting, TASKS)
         self.aggregation = aggregation_from(aggregation, TASKS)
         self.item_mean = ItemMean()
         self.seed = 11

@@ -68,7 +68,8 @@ class Uncertainty(LossWeighting):
 
     Args:
         tasks: all names.
-        regression: names of tasks with a squared error.
+        regression: names of tasks with a squared error; `None`, those that the module tells by
+            `find_regressions`.
         speed: $k$, above 0.
 
     Raises:
@@ -76,16 +77,26 @@ class Uncertainty(LossWeighting):
     """
 
     def __init__(
-        self, tasks: Sequence[str], regression: Sequence[str] = (), speed: float = 100.0
+        self,
+        tasks: Sequence[str],
+        regression: Sequence[str] | None = None,
+        speed: float = 100.0,
     ) -> None:
         super().__init__(tasks)
-        if unknown := [name for name in regression if name not in self.tasks]:
+        known = regression or []
+        if unknown := [name for name in known if name not in self.tasks]:
             raise ValueError(f"regression has {unknown}; the tasks are {', '.join(self.tasks)}")
         if not speed > 0:
             raise ValueError(f"speed must be above 0, got {speed}")
         self.speed = speed
         self.theta = nn.Parameter(torch.zeros(len(self.tasks)))
-        self.factors = [0.5 if name in regression else 1.0 for name in self.tasks]
+        self.regression = regression
+        self.factors = [0.5 if name in known else 1.0 for name in self.tasks]
+
+    def find_regressions(self, names: Sequence[str]) -> None:
+        """Be told which tasks have a squared error, unless an argument has said so."""
+        if self.regression is None:
+            self.factors = [0.5 if name in names else 1.0 for name in self.tasks]
 
     def weights(self, losses: Tensor, chosen: Tensor) -> Tensor:
         """Return $c_t e^{-s_t}$."""
@@ -175,27 +186,23 @@ WEIGHTINGS: dict[str, Callable[..., LossWeighting]] = {
 }
 
 
-def weighting_from(
-    spec: str | Mapping[str, Any] | None, tasks: Sequence[str], regression: Sequence[str] = ()
-) -> LossWeighting:
+def weighting_from(spec: str | Mapping[str, Any] | None, tasks: Sequence[str]) -> LossWeighting:
     """Make the weighting that plain data name.
 
     Args:
         spec: one of `WEIGHTINGS`; or `{"class_path": "dwa", "init_args": {"temperature": 1}}`,
             where the path may also be that of a class; or `None`, all weights 1.
         tasks: their names.
-        regression: those with a squared error, which `Uncertainty` weighs by a half.
 
     Raises:
         ValueError: there is no such method, or a number lies outside its range.
         TypeError: it does not take these arguments.
 
     Example:
-        >>> weighting_from("uncertainty", ["nli", "sts"], ["sts"]).factors
+        >>> spec = {"class_path": "uncertainty", "init_args": {"regression": ["sts"]}}
+        >>> weighting_from(spec, ["nli", "sts"]).factors
         [1.0, 0.5]
     """
     cls, arguments = method_of("weighting", "fixed" if spec is None else spec, WEIGHTINGS)
-    if cls is Uncertainty:
-        arguments = {"regression": regression, **arguments}
     made: LossWeighting = cls(tasks, **arguments)
     return made

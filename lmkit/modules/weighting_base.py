@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from ..functional import mix
+from ..functional.distillation_inputs import wide_dtype
 
 __all__ = ["LEAST", "LossWeighting"]
 
@@ -78,7 +79,7 @@ class LossWeighting(nn.Module):
         if unknown or not losses:
             said = ", ".join(map(repr, unknown)) or "no task"
             raise ValueError(f"losses has {said}; the tasks are {', '.join(self.tasks)}")
-        each = torch.stack([loss.float() for loss in losses.values()])
+        each = torch.stack([loss.to(wide_dtype(loss)) for loss in losses.values()])
         chosen = torch.tensor([self.tasks.index(name) for name in losses], device=each.device)
         means = each.detach().clone()
         if self.needs_losses:

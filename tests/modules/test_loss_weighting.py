@@ -19,7 +19,10 @@ from tests.weighed_tasks import TASKS, RanksAgree, batches, fit, halves, make, s
 
 # The encoder has a part that no task uses.
 FORK = "ddp_fork_find_unused_parameters_true"
-SLOW: dict[str, Any] = {"class_path": "uncertainty", "init_args": {"speed": 1.0}}
+SLOW: dict[str, Any] = {
+    "class_path": "uncertainty",
+    "init_args": {"speed": 1.0, "regression": ["sts"]},
+}
 SPECS: dict[str, Any] = {name: name for name in WEIGHTINGS} | {
     "uncertainty": SLOW,
     "fixed": {"class_path": "fixed", "init_args": {"weights": {"ner": 0.2}}},
@@ -247,7 +250,11 @@ def test_wrong_use_is_an_error() -> None:
         weighting_from({"class_path": "dwa", "init_args": {"beta": 1}}, TASKS)
 
 
-def test_regression_is_told_by_name() -> None:
-    made = weighting_from("uncertainty", TASKS, ["sts"])
-    assert isinstance(made, Uncertainty) and made.factors == [1.0, 1.0, 0.5]
-    assert isinstance(weighting_from("famo", TASKS, ["sts"]), Famo)
+def test_regressions_are_told_once() -> None:
+    made = weighting_from("uncertainty", TASKS)
+    assert isinstance(made, Uncertainty) and made.factors == [1.0, 1.0, 1.0]
+    made.find_regressions(["sts"])
+    assert made.factors == [1.0, 1.0, 0.5]
+    said = Uncertainty(TASKS, regression=["nli"])
+    said.find_regressions(["sts"])
+    assert said.factors == [0.5, 1.0, 1.0]
