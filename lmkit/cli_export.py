@@ -50,6 +50,9 @@ def read_options(words: Sequence[str]) -> argparse.Namespace:
         metavar="NAME",
         help="write one adapter alone, for peft or lmkit; without NAME the only or active one",
     )
+    parser.add_argument(
+        "--task", metavar="NAME", help="of several tasks the one to write; by default each of them"
+    )
     parser.add_argument("--plain", action="store_true", help="refuse what only lmkit can load")
     numbers = parser.add_mutually_exclusive_group()
     numbers.add_argument(

@@ -20,6 +20,7 @@ from .functional.agreement import Agreement
 from .loading import load
 from .modules import LMModule
 from .modules.history import NOTE, history_of
+from .modules.multi_task import MultiTaskModule
 from .modules.network import usable_positions
 from .modules.onnx_network import OnnxNetwork
 from .onnx_file import require_onnx, write_int8, write_onnx
@@ -50,6 +51,7 @@ def export(
     exclude: Sequence[str] = (),
     dtype: str | None = None,
     texts: Sequence[str] | None = None,
+    task: str | None = None,
 ) -> Path:
     """Write a trained model for use.
 
@@ -84,15 +86,17 @@ def export(
         exclude: roles, names or patterns of layers that are not quantized.
         dtype: of the weights of a folder: `"bfloat16"` for half the bytes, `"float32"` by default.
         texts: by which what was quantized is compared; random words by default.
+        task: of several tasks the one to write; by default each of them, in a folder of its name.
 
     Returns:
         The folder.
 
     Raises:
         TypeError: neither a module of lmkit nor a path or name.
-        ValueError: an unknown format, options that exclude each other, adapters without `merge` or
-            `adapter`, or a structure that neither `transformers` nor surgeries of lmkit can make;
-            with `plain`, one that `transformers` cannot; or the network cannot be quantized.
+        ValueError: an unknown format or task, options that exclude each other, adapters without
+            `merge` or `adapter`, or a structure that neither `transformers` nor surgeries of lmkit
+            can make; with `plain`, one that `transformers` cannot; or the network cannot be
+            quantized.
         NothingMatchedError: something that is excluded matches nothing.
         FileExistsError: the folder is there and not empty.
         ImportError: the extra `onnx`, `peft` or `compress` is needed and not installed.
@@ -120,6 +124,13 @@ def export(
     elif base is not None:
         raise ValueError("base is for a checkpoint to be loaded, and this module has its weights")
     module.configure_model()
+    if isinstance(module, MultiTaskModule):
+        of_all = format, overwrite, merge, adapter, None, plain, quantize, exclude, dtype, texts
+        for name in [task] if task else module.tasks:
+            export(module.task_module_of(name), target if task else target / name, *of_all)
+        return target
+    if task is not None:
+        raise ValueError(f"task={task!r} is for a module of several tasks, and this has one")
     if isinstance(module.network, OnnxNetwork):
         raise ValueError(
             "the module is of an ONNX model, which is an export: export what that was made of"

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ..dashboard import is_dry_run, run_directory
 from ..exporting import check_export, export
 from ..modules import LMModule
+from ..modules.multi_task import MultiTaskModule
 
 __all__ = ["ExportCallback"]
 
@@ -81,7 +82,8 @@ class ExportCallback(Callback):
                 "the callback out"
             )
         output = self._folder(trainer)
-        is_export = any((output / name).is_file() for name in _FILES)
+        tasks = pl_module.tasks if isinstance(pl_module, MultiTaskModule) else [""]
+        is_export = any((output / task / name).is_file() for task in tasks for name in _FILES)
         if output.exists() and not is_export and any(output.iterdir()):
             raise FileExistsError(
                 f"ExportCallback would replace {output}, which is no export; give another output"

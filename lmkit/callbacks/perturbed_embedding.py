@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..functional import mix
 from ..modules import LMModule
+from ..modules.multi_task import MultiTaskModule
 from ..modules.scores import real_tokens
 from ..surgery import NothingMatchedError, match_modules
 from ..surgery.token_tables import token_tables
@@ -177,7 +178,10 @@ class PerturbedEmbedding:
         self._special = torch.tensor(
             special_ids(module, datamodule, ignore_ids), dtype=torch.int64, device=module.device
         )
-        self._gate = module.network if isinstance(module, LMModule) and name is None else None
+        self._gates: list[nn.Module] = []
+        if isinstance(module, LMModule) and name is None:
+            tasks = module.tasks.values() if isinstance(module, MultiTaskModule) else [module]
+            self._gates = [task.network for task in tasks]
         self._inside = 0
         self._move: Move | None = None
         self._batch: Mapping[str, Any] | None = None
@@ -193,10 +197,10 @@ class PerturbedEmbedding:
         """Hook into the layers."""
         self.detach()
         self._handles = [layer.register_forward_hook(self._changed) for layer in self.layers]
-        if self._gate is not None:
+        for gate in self._gates:
             self._handles += [
-                self._gate.register_forward_pre_hook(self._entered),
-                self._gate.register_forward_hook(self._left, always_call=True),
+                gate.register_forward_pre_hook(self._entered),
+                gate.register_forward_hook(self._left, always_call=True),
             ]
 
     def detach(self) -> None:
@@ -225,7 +229,7 @@ class PerturbedEmbedding:
     def _changed(self, layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Any:
         if self._move is None or not torch.is_grad_enabled():
             return None
-        if self._gate is not None and not self._inside:
+        if self._gates and not self._inside:
             return None
         ids = arguments[0]
         if ids.is_floating_point():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -25,6 +25,7 @@ from .source import short_hash
 from .source_resolution import Files
 from .task import TaskDataModule
 from .task_sampling import Sampling, check_sampling
+from .trainer_facts import TaskTrainer
 
 __all__ = ["MultiTaskDataModule"]
 
@@ -275,8 +276,9 @@ class MultiTaskDataModule(LightningDataModule):
     def _wanted(self) -> Mapping[str, TaskDataModule | LMDataModule]:
         """Return the tasks that are to be read, which know the Trainer by now."""
         doing = getattr(getattr(self.trainer, "state", None), "fn", None)
-        for data in self.tasks.values():
-            data.trainer = self.trainer
+        for name, data in self.tasks.items():
+            seen = self.trainer and TaskTrainer(self.trainer, data, name)
+            data.trainer = cast(Any, seen)
         if doing != TrainerFn.PREDICTING:
             return self.tasks
         name = self._predicted(self.predict_task)

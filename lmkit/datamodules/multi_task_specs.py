@@ -32,7 +32,9 @@ def data_to_spec(data: Any) -> dict[str, Any]:
     if isinstance(data, LightningDataModule):
         cls = type(data)
         home = _PACKAGE if cls.__module__.startswith(f"{_PACKAGE}.") else cls.__module__
-        return {"class_path": f"{home}.{cls.__qualname__}", "init_args": dict(data.hparams)}
+        known = inspect.signature(cls).parameters
+        arguments = {name: value for name, value in data.hparams.items() if name in known}
+        return {"class_path": f"{home}.{cls.__qualname__}", "init_args": arguments}
     if isinstance(data, Mapping) and "class_path" in data:
         arguments = dict(data.get("init_args") or {})
         return {"class_path": str(data["class_path"]), "init_args": arguments}

@@ -7,7 +7,30 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-__all__ = ["epoch_length", "epoch_number", "planned_epochs", "ranks", "step_batches"]
+__all__ = ["TaskTrainer", "epoch_length", "epoch_number", "planned_epochs", "ranks", "step_batches"]
+
+
+class TaskTrainer:
+    """A Trainer as one task of several sees it: module and data are those of the task.
+
+    Args:
+        trainer: answers everything else.
+        datamodule: of the task.
+        name: of the task.
+    """
+
+    def __init__(self, trainer: Trainer, datamodule: Any, name: str) -> None:
+        self._trainer, self.datamodule, self._name = trainer, datamodule, name
+
+    @property
+    def lightning_module(self) -> Any:
+        """The module of the task; that of the whole, if it has no tasks."""
+        whole: Any = self._trainer.lightning_module
+        return getattr(whole, "tasks", {}).get(self._name, whole)
+
+    def __getattr__(self, name: str) -> Any:
+        """Ask the Trainer."""
+        return getattr(vars(self)["_trainer"], name)
 
 
 def ranks(trainer: Trainer | None) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -130,7 +131,8 @@ def own_settings(tasks: Mapping[str, LMModule]) -> dict[str, dict[str, Any]]:
 def plain_task(module: MultiTaskModule, name: str) -> LMModule:
     """Return the module of one task with a copy of its network, as if it had been trained alone."""
     task = module.tasks[known_task(module, name)]
-    plain = type(task)(**dict(task.hparams))
+    known = inspect.signature(type(task)).parameters
+    plain = type(task)(**{word: value for word, value in task.hparams.items() if word in known})
     network = copy.deepcopy(task.network)
     for part in module.grafted[name]:
         setattr(network.base_model, part, None)

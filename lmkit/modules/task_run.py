@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from .frozen_base import settings_of
 from .step_log import evaluate
 from .task_batches import parts_of
 from .task_networks import heads_of, known_task, share_encoder
-from .task_specs import TaskTrainer
 
 if TYPE_CHECKING:
     from .base import LMModule
@@ -108,7 +107,9 @@ def find_unused(module: MultiTaskModule) -> None:
         ValueError: the strategy says that there are none.
     """
     strategy = module.trainer.strategy
-    if not isinstance(strategy, DDPStrategy) or len(module.tasks) == 1:
+    data = getattr(module.trainer, "datamodule", None)
+    all_in_each = len(module.tasks) == 1 or getattr(data, "batches", "one") == "all"
+    if not isinstance(strategy, DDPStrategy) or all_in_each:
         return
     given = strategy._ddp_kwargs
     if given.get("static_graph") or given.get("find_unused_parameters") is False:
@@ -144,8 +145,9 @@ def _attend(module: MultiTaskModule) -> None:
         if isinstance(task.hparams["model"], str):
             # The base may have been moved since the module was made.
             task.hparams.update({word: module.hparams[word] for word in ("model", "pretrained")})
-        trainer: Any = module._trainer
-        task._trainer = cast(Any, trainer and TaskTrainer(trainer, data.get(name)))
+        # Of data of several tasks each knows a Trainer that has its own module and data.
+        task._trainer = data[name].trainer if name in data else module._trainer
+        task.uses_unlabelled = task.uses_unlabelled or module.uses_unlabelled
         task.tokenizer = module.tokenizer or task.tokenizer
 
 
@@ -156,15 +158,16 @@ def _data_of(module: MultiTaskModule) -> dict[str, Any]:
 
 def _check_kind(name: str, task: Any, data: Any) -> None:
     """Check that data are of the kind of a task, where both are of kinds that lmkit has."""
-    ours = {cls.__name__.removesuffix("Module") for cls in type(task).__mro__}
-    theirs = {cls.__name__.removesuffix("DataModule") for cls in type(data).__mro__}
-    known = {word for word in theirs if word not in ("LM", "Task", "Lightning", "object")}
-    if data is not None and known and not ours & known and _is_ours(data):
+    ours, theirs = _words(task, "Module"), _words(data, "DataModule")
+    if ours and theirs and not ours & theirs:
         raise ValueError(
             f"task {name!r}: a {type(task).__name__} cannot learn from a {type(data).__name__}; "
             "give it the data module of the same word"
         )
 
 
-def _is_ours(data: Any) -> bool:
-    return any(cls.__module__.startswith("lmkit.") for cls in type(data).__mro__[:2])
+def _words(part: Any, suffix: str) -> set[str]:
+    """Return the words of lmkit's own classes that a part is of."""
+    names = [c.__name__ for c in type(part).__mro__ if c.__module__.startswith("lmkit.")]
+    words = {name.removesuffix(suffix) for name in names if name.endswith(suffix)}
+    return words - {"LM", "Task"}

@@ -11,26 +11,10 @@ from ..functional.task_sampling import about_task, check_task_names
 from .base import LMModule
 from .student import task_class
 
-__all__ = ["TaskTrainer", "check_weights", "make_tasks", "of_model"]
+__all__ = ["check_weights", "make_tasks", "of_model"]
 
 #: Arguments of the whole, which a task takes over.
 _SHARED = ("pretrained", "dropout")
-
-
-class TaskTrainer:
-    """A Trainer as the module of one task sees it: the data are those of the task.
-
-    Args:
-        trainer: answers everything else.
-        datamodule: of the task, or `None`.
-    """
-
-    def __init__(self, trainer: Any, datamodule: Any) -> None:
-        self._trainer, self.datamodule = trainer, datamodule
-
-    def __getattr__(self, name: str) -> Any:
-        """Ask the Trainer."""
-        return getattr(vars(self)["_trainer"], name)
 
 
 def make_tasks(
@@ -100,9 +84,9 @@ def _make(name: str, spec: Any, model: str | dict[str, Any], shared: Mapping[str
             f"module, such as SequenceClassificationModule; got {spec!r}"
         )
     cls = task_class(str(spec["class_path"]), f"the task {name!r}")
-    if inspect.isabstract(cls) or "tasks" in inspect.signature(cls).parameters:
-        raise ValueError(f"a {cls.__name__} cannot be one task of several")
     given, known = dict(spec.get("init_args") or {}), inspect.signature(cls).parameters
+    if "model" not in known or "tasks" in known:
+        raise ValueError(f"a {cls.__name__} cannot be one task of several")
     own = given.pop("model", model)
     if own != model and not (isinstance(own, dict) and isinstance(model, dict)):
         raise ValueError(

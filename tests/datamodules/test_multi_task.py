@@ -152,9 +152,7 @@ def test_annealing_knows_how_long_the_run_is(tmp_path):
         )
         assert loader.plan.schedule.epochs == epochs
     with pytest.raises(ValueError, match="set max_epochs or max_steps"):
-        loader_of(
-            tmp_path, "topic", "ner", trainer=trainer_of(max_epochs=-1), sampling="annealed"
-        )
+        loader_of(tmp_path, "topic", "ner", trainer=trainer_of(max_epochs=-1), sampling="annealed")
 
 
 def test_sizes_are_those_of_the_training_examples(tmp_path):
