@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from ..types import Batch, StepOutput, Surgery
 from .base import LMModule
+from .gradient_aggregation import aggregation_from
 from .scores import Scores
-from .step_log import evaluate
+from .task_balance import TaskBalance, load_gradients, save_gradients, see_losses, weighting_of
 from .task_batches import join_parts, parts_of
 from .task_log import log_mean, step_logs
 from .task_networks import configs_followed, head_parameters, own_settings, plain_task
-from .task_run import build_tasks, check_tasks, find_unused, shares_of_ranks
+from .task_run import at_work, build_tasks, check_tasks, evaluate_part, find_unused, shares_of_ranks
 from .task_specs import check_weights, make_tasks, of_model
+from .weighting_base import LossWeighting
 
 __all__ = ["MultiTaskModule"]
 
@@ -58,6 +61,8 @@ class MultiTaskModule(LMModule):
         dropout: of every layer in training, in `[0, 1)`; `None` leaves what the config says.
         compile: whether the layers are compiled; `None` decides by device and length of the run.
         layer_decay: factor of the learning rate from each layer to the one below, in `(0, 1]`.
+        weighting: a way to find the weights instead, e.g. `"uncertainty"`: docs/loss_weighting.md.
+        aggregation: of gradients on the encoder, e.g. `"pcgrad"`: docs/gradient_aggregation.md.
 
     Attributes:
         tasks: the modules of the tasks by name; `task_module_of` gives one to use alone.
@@ -93,11 +98,15 @@ class MultiTaskModule(LMModule):
         dropout: float | None = None,
         compile: bool | None = None,
         layer_decay: float = 1.0,
+        weighting: str | dict[str, Any] | None = None,
+        aggregation: str | dict[str, Any] | None = None,
     ) -> None:
         more = optimizer, dropout, compile, layer_decay
         super().__init__(model, pretrained, learning_rate, weight_decay, warmup, schedule, *more)
         made = make_tasks(tasks, model, {"pretrained": pretrained, "dropout": dropout})
         self.loss_weights = check_weights(weights, list(made))
+        self.weighting: LossWeighting | None = weighting_of(self.hparams, list(made))
+        self.aggregation = aggregation_from(aggregation, list(made))
         # Not parts of this module: the encoder would be one of each.
         self._held = (made,)
         first = next(iter(made.values()))
@@ -159,7 +168,7 @@ class MultiTaskModule(LMModule):
 
     def task_parameters(self, name: str) -> list[nn.Parameter]:
         """Return what is trainable of the head of a task, without what is tied to the encoder."""
-        return list(head_parameters(self.tasks[self._known(name)].network))
+        return list(head_parameters(at_work(self, name).network))
 
     def task_module_of(self, name: str) -> LMModule:
         """Return the module of one task as if it had been trained alone, with copied weights.
@@ -168,12 +177,12 @@ class MultiTaskModule(LMModule):
             ValueError: there is no such task.
         """
         self.configure_model()
-        return plain_task(self, self._known(name))
+        return plain_task(self, name)
 
     def prepare(self, batch: Batch) -> Batch:
         """Add to a batch what its tasks need."""
         parts = parts_of(batch, self.names)
-        prepared = {name: self._at_work(name).prepare(part) for name, part in parts.items()}
+        prepared = {name: at_work(self, name).prepare(part) for name, part in parts.items()}
         return cast(Batch, join_parts(prepared))
 
     def step(self, batch: Batch) -> StepOutput:
@@ -188,15 +197,14 @@ class MultiTaskModule(LMModule):
             for there is nothing that they all count, and no logits.
         """
         parts = parts_of(batch, self.names)
-        outputs = {name: self._at_work(name).step(part) for name, part in parts.items()}
+        outputs = {name: at_work(self, name).step(part) for name, part in parts.items()}
         losses = {name: output.loss for name, output in outputs.items()}
         if len(outputs) > 1:
             items = torch.stack([output.items.detach().float() for output in outputs.values()])
             shares = shares_of_ranks(items, self).unbind()
             losses = {n: x * s.to(x) for (n, x), s in zip(losses.items(), shares, strict=True)}
         logs = step_logs(self, outputs)
-        if self.training:
-            self.task_losses = losses
+        see_losses(self, losses)
         loss = self.join_losses(losses)
         if len(outputs) == 1:
             (output,) = outputs.values()
@@ -205,8 +213,21 @@ class MultiTaskModule(LMModule):
 
     def join_losses(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of the losses of tasks, a scalar."""
+        if self.weighting is not None:
+            return cast(Tensor, self.weighting(losses))
         weighed = [losses[name] * self.loss_weights[name] for name in losses]
         return weighed[0] if len(weighed) == 1 else torch.stack(weighed).sum()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Let the weighting and the aggregation see the steps."""
+        return [TaskBalance()]
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Differentiate the loss, and aggregate the gradients of the tasks."""
+        if self.aggregation is None:
+            super().backward(loss, *args, **kwargs)
+        else:
+            self.aggregation.backward(loss, self, self.shared_parameters())
 
     def scores(self, output: StepOutput, batch: Batch) -> Scores:
         """Return what the one task of a batch says of it."""
@@ -229,11 +250,11 @@ class MultiTaskModule(LMModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update and log the validation metrics of the batch's task."""
-        self._evaluate(batch, "val", batch_idx)
+        evaluate_part(self, batch, "val", batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update and log the test metrics of the batch's task."""
-        self._evaluate(batch, "test", batch_idx)
+        evaluate_part(self, batch, "test", batch_idx)
 
     def finish_evaluation(self, stage: str) -> None:
         """Log the mean of the tasks' main metrics; of tasks that have none it says nothing."""
@@ -242,7 +263,7 @@ class MultiTaskModule(LMModule):
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Predict as the batch's task does."""
         ((name, part),) = parts_of(batch, self.names).items()
-        return self._at_work(name).predict_step(part, batch_idx)
+        return at_work(self, name).predict_step(part, batch_idx)
 
     def forward(self, task: str, *texts: Any) -> Any:
         """Predict on raw text as a task does.
@@ -251,22 +272,24 @@ class MultiTaskModule(LMModule):
             task: its name.
             *texts: what the `forward` of its module takes.
         """
-        return self._at_work(self._known(task))(*texts)
+        return at_work(self, task)(*texts)
 
     def sample(self, batch: Batch, rows: int) -> list[dict[str, Any]]:
         """Show what the batch's task makes of its first rows; nothing if it shows nothing."""
         ((name, part),) = parts_of(batch, self.names).items()
-        show = getattr(self._at_work(name), "sample", None)
+        show = getattr(at_work(self, name), "sample", None)
         return show(part, rows) if show else []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the classes of the other tasks, so that a checkpoint loads alone."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["lmkit"]["config"]["tasks"] = own_settings(self.tasks)
+        save_gradients(self, checkpoint["lmkit"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give the tasks what comes with a checkpoint."""
         super().on_load_checkpoint(checkpoint)
+        load_gradients(self, checkpoint["lmkit"])
         for task in self.tasks.values():
             task.tokenizer = self.tokenizer
 
@@ -275,21 +298,3 @@ class MultiTaskModule(LMModule):
         for task in self.tasks.values():
             task.teardown(stage)
         super().teardown(stage)
-
-    def _known(self, name: str) -> str:
-        if name not in self.tasks:
-            raise ValueError(f"there is no task {name!r}; there are {', '.join(self.tasks)}")
-        return name
-
-    def _at_work(self, name: str) -> LMModule:
-        """Return the module of a task, in the mode and on the device of this one."""
-        task = self.tasks[name]
-        # Neither it nor its network is a part of this module, which alone is switched and moved.
-        task.training, task.network.training = self.training, self.network.training
-        if task.device != self.device:
-            task.to(self.device)
-        return task
-
-    def _evaluate(self, batch: Batch, stage: str, batch_idx: int) -> None:
-        ((name, part),) = parts_of(batch, self.names).items()
-        evaluate(self._at_work(name), part, stage, batch_idx, self, f"{name}/")

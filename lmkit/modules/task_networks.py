@@ -21,6 +21,7 @@ __all__ = [
     "configs_followed",
     "head_parameters",
     "heads_of",
+    "known_task",
     "own_settings",
     "plain_task",
     "share_encoder",
@@ -105,6 +106,17 @@ def head_parameters(network: PreTrainedModel) -> Iterator[nn.Parameter]:
             yield parameter
 
 
+def known_task(module: MultiTaskModule, name: str) -> str:
+    """Return the name of a task.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if name not in module.tasks:
+        raise ValueError(f"there is no task {name!r}; there are {', '.join(module.tasks)}")
+    return name
+
+
 def own_settings(tasks: Mapping[str, LMModule]) -> dict[str, dict[str, Any]]:
     """Return what the config of each task says otherwise than that of the first, as plain data."""
     configs = {name: config_data(task.network.config) for name, task in tasks.items()}
@@ -118,7 +130,7 @@ def own_settings(tasks: Mapping[str, LMModule]) -> dict[str, dict[str, Any]]:
 
 def plain_task(module: MultiTaskModule, name: str) -> LMModule:
     """Return the module of one task with a copy of its network, as if it had been trained alone."""
-    task = module.tasks[name]
+    task = module.tasks[known_task(module, name)]
     known = inspect.signature(type(task)).parameters
     plain = type(task)(**{word: value for word, value in task.hparams.items() if word in known})
     network = copy.deepcopy(task.network)

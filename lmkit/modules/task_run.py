@@ -8,13 +8,24 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from ..functional.task_sampling import about_task
+from ..types import Batch
 from .frozen_base import settings_of
-from .task_networks import heads_of, share_encoder
+from .step_log import evaluate
+from .task_batches import parts_of
+from .task_networks import heads_of, known_task, share_encoder
 
 if TYPE_CHECKING:
+    from .base import LMModule
     from .multi_task import MultiTaskModule
 
-__all__ = ["build_tasks", "check_tasks", "find_unused", "shares_of_ranks"]
+__all__ = [
+    "at_work",
+    "build_tasks",
+    "check_tasks",
+    "evaluate_part",
+    "find_unused",
+    "shares_of_ranks",
+]
 
 # Items may be weights, and add up to less than one.
 _LEAST = 1e-12
@@ -31,7 +42,31 @@ def build_tasks(module: MultiTaskModule) -> None:
     (_, first), *others = module.tasks.items()
     module.network, module.base, module._ledger = first.network, first.base, first.ledger
     module.heads = nn.ModuleDict({name: heads_of(task.network) for name, task in others})
+    # Anew, behind the network: what is before it counts as its embeddings where layers have rates.
+    weighting = module.weighting
+    del module.weighting
+    module.weighting = weighting
     module.metrics = nn.ModuleDict({name: task.metrics for name, task in module.tasks.items()})
+
+
+def at_work(module: MultiTaskModule, name: str) -> LMModule:
+    """Return the module of a task, in the mode and on the device of that of all.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    task = module.tasks[known_task(module, name)]
+    # Neither it nor its network is a part of that module, which alone is switched and moved.
+    task.training, task.network.training = module.training, module.network.training
+    if task.device != module.device:
+        task.to(module.device)
+    return task
+
+
+def evaluate_part(module: MultiTaskModule, batch: Batch, stage: str, batch_idx: int) -> None:
+    """Update and log the metrics of the task of a batch."""
+    ((name, part),) = parts_of(batch, module.names).items()
+    evaluate(at_work(module, name), part, stage, batch_idx, module, f"{name}/")
 
 
 def check_tasks(module: MultiTaskModule, stage: str) -> None:

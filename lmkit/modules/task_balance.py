@@ -1,0 +1,110 @@
+"""How a module of several tasks weighs their losses and aggregates their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .loss_weighting import Uncertainty, weighting_from
+from .weighting_base import LossWeighting
+
+if TYPE_CHECKING:
+    from .multi_task import MultiTaskModule
+
+__all__ = ["TaskBalance", "load_gradients", "save_gradients", "see_losses", "weighting_of"]
+
+
+class TaskBalance(Callback):
+    """Tells the weighting and the aggregation of a module of its steps.
+
+    It is a callback of the module itself (`configure_callbacks`), and has no state. The module has
+    `weighting`, `aggregation`, `task_losses` and `shared_parameters()`.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over from DDP, before layers are compiled; tell which tasks are regressions."""
+        module = cast("MultiTaskModule", pl_module)
+        if module.aggregation is not None:
+            module.aggregation.attach(module)
+        if isinstance(module.weighting, Uncertainty):
+            configs = {name: task.network.config for name, task in module.tasks.items()}
+            kinds = {
+                name: getattr(config, "problem_type", None) for name, config in configs.items()
+            }
+            module.weighting.find_regressions([n for n in kinds if kinds[n] == "regression"])
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin a batch."""
+        module = cast("MultiTaskModule", pl_module)
+        if module.weighting is not None:
+            module.weighting.begin(module, batch_idx)
+        if module.aggregation is not None:
+            module.aggregation.begin(module, batch_idx)
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        """Let the weighting look at the graph."""
+        module = cast("MultiTaskModule", pl_module)
+        if module.weighting is not None:
+            shared = module.shared_parameters()
+            module.weighting.before_backward(module, module.task_losses, shared)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Let the weighting learn from a full window."""
+        module = cast("MultiTaskModule", pl_module)
+        if module.weighting is not None:
+            module.weighting.close(module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the weighting learn from an epoch."""
+        module = cast("MultiTaskModule", pl_module)
+        if module.weighting is not None:
+            module.weighting.end_epoch()
+
+
+def weighting_of(settings: Mapping[str, Any], tasks: Sequence[str]) -> LossWeighting | None:
+    """Make the weighting that the arguments of a module name; `None` where they name none.
+
+    Raises:
+        ValueError: there is no such method, a number lies outside its range, or there are weights
+            as well.
+        TypeError: it does not take these arguments.
+    """
+    if settings["weighting"] is None:
+        return None
+    if settings["weights"]:
+        raise ValueError(
+            "weights are for losses that are added as they are, and weighting finds weights of its "
+            f"own ({settings['weighting']!r}): give one of them"
+        )
+    return weighting_from(settings["weighting"], tasks)
+
+
+def see_losses(module: MultiTaskModule, losses: dict[str, Tensor]) -> None:
+    """Keep the losses of a training step, whose gradients are asked for one by one."""
+    if module.training:
+        module.task_losses = losses
+        if module.aggregation is not None and torch.is_grad_enabled():
+            module.aggregation.watch(losses)
+
+
+def save_gradients(module: MultiTaskModule, entry: dict[str, Any]) -> None:
+    """Add the gradients of tasks in a window that is not full to lmkit's entry of a checkpoint."""
+    if module.aggregation is not None and entry["pending"]["gradients"]:
+        entry["task_gradients"] = module.aggregation.state_dict(module.trainer)
+
+
+def load_gradients(module: MultiTaskModule, entry: Mapping[str, Any]) -> None:
+    """Take up the gradients of `save_gradients`."""
+    if module.aggregation is not None:
+        module.aggregation.load_state_dict(entry.get("task_gradients", {}))

@@ -1,0 +1,162 @@
+"""Weighting and aggregation of tasks on one encoder, through the module of several tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, seed_everything
+
+from lmkit.callbacks import FGMCallback, RDropCallback
+from lmkit.callbacks.gradient_conflict import GradientConflictCallback
+from lmkit.modules.loss_weighting import Uncertainty
+from lmkit.modules.multi_task import MultiTaskModule
+from lmkit.surgery.depth import parameter_depths
+from tests.cases import make_trainer, weights
+from tests.several_tasks import make_data, make_module
+from tests.test_ddp import RanksAgree
+
+NAMES = ("ner", "topic", "score")
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}}
+
+
+class Seed(Callback):
+    """Makes the network of each fit the same, whatever was drawn for its data."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        torch.manual_seed(5)
+
+
+class Keep(Callback):
+    """Writes the weights at the end, which come back from no other process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            torch.save(weights(pl_module), self.path)
+
+
+def fit(
+    folder: Path, *callbacks: Callback, rows: int = 4, module: Any = None, **settings: Any
+) -> MultiTaskModule:
+    seed_everything(5, verbose=False)
+    resumed = settings.pop("ckpt_path", None)
+    made = make_module(*NAMES, **(module or {}))
+    data = make_data(folder, *NAMES, batches="all", batch_size=rows, epoch_batches=8)
+    trainer = make_trainer(
+        Seed(), *callbacks, **{"max_steps": 6, "limit_val_batches": 0, **settings}
+    )
+    trainer.fit(made, data, ckpt_path=resumed)
+    return made
+
+
+def assert_same(one: MultiTaskModule, two: MultiTaskModule, atol: float = 0.0) -> None:
+    first, second = weights(one), weights(two)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.allclose(value, second[name], atol=atol, rtol=0.0), name
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_sum_is_the_module_without_aggregation(accumulate: int, tmp_path: Path) -> None:
+    how = {"accumulate_grad_batches": accumulate, "gradient_clip_val": 1.0}
+    plain = fit(tmp_path, module={"optimizer": SGD}, **how)
+    summed = fit(tmp_path, module={"optimizer": SGD, "aggregation": "sum"}, **how)
+    assert_same(plain, summed, 1e-5)
+    other = fit(tmp_path, module={"optimizer": SGD, "aggregation": "mgda"}, **how)
+    moved = weights(other)["network.bert.embeddings.word_embeddings.weight"]
+    same = weights(plain)["network.bert.embeddings.word_embeddings.weight"]
+    assert not torch.allclose(moved, same, atol=1e-5)
+
+
+def test_a_second_pass_of_another_technique_counts(tmp_path: Path) -> None:
+    settings = {"optimizer": SGD, "dropout": 0.1}
+    data = {"rows": 4, "max_steps": 3}
+    with pytest.raises(ValueError, match="no scores of one kind"):
+        fit(tmp_path, RDropCallback(), module={**settings, "aggregation": "sum"}, **data)
+
+
+@pytest.mark.parametrize(
+    "balance",
+    [{"aggregation": "pcgrad"}, {"aggregation": "cagrad", "weighting": "famo"}, {}],
+    ids=["pcgrad", "cagrad-famo", "plain"],
+)
+def test_two_ranks_are_one_process_on_the_joined_batch(balance: Any, tmp_path: Path) -> None:
+    settings = {"optimizer": SGD, "dropout": 0.0, **balance}
+    first = weights(fit(tmp_path, module=settings, rows=8))
+    how = {"devices": 2, "strategy": "ddp_fork"}
+    with pytest.warns(UserWarning, match="the fit ran in processes of its own"):
+        fit(tmp_path, RanksAgree(), Keep(tmp_path / "two.pt"), module=settings, rows=4, **how)
+    second = torch.load(tmp_path / "two.pt", weights_only=True)
+    for name, value in first.items():
+        if name != "weighting.window":  # sums, and how many they are of
+            assert torch.allclose(value, second[name], atol=2e-5), name
+
+
+@pytest.mark.parametrize(
+    "balance",
+    [
+        {"aggregation": "pcgrad", "weighting": "uncertainty"},
+        {"aggregation": "nash_mtl"},
+        {"weighting": "gradnorm"},
+        {"weighting": "dwa"},
+    ],
+    ids=["pcgrad-uncertainty", "nash", "gradnorm", "dwa"],
+)
+def test_interrupted_and_resumed_is_uninterrupted(balance: Any, tmp_path: Path) -> None:
+    class Save(Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if (place := trainer.fit_loop.epoch_loop.total_batch_idx + 1) in (3, 4, 13):
+                trainer.save_checkpoint(tmp_path / f"{place}.ckpt")
+
+    how = {"accumulate_grad_batches": 2, "max_steps": 8}
+    whole = fit(tmp_path, Save(), module=balance, **how)
+    for place in (3, 4, 13):
+        path = tmp_path / f"{place}.ckpt"
+        saved = torch.load(path, weights_only=True)["lmkit"].get("task_gradients", {})
+        expected = {*NAMES} if place % 2 and "aggregation" in balance else set()
+        assert set(saved.get("rows", {})) - {""} == expected
+        assert_same(whole, fit(tmp_path, module=balance, ckpt_path=path, **how))
+    loaded = MultiTaskModule.load_from_checkpoint(tmp_path / "4.ckpt")
+    assert (loaded.aggregation is None) == ("aggregation" not in balance)
+    assert (loaded.weighting is None) == ("weighting" not in balance)
+
+
+def test_uncertainty_is_told_of_regressions_and_learns(tmp_path: Path) -> None:
+    module = fit(tmp_path, module={"weighting": "uncertainty", "weight_decay": 0.5})
+    assert isinstance(module.weighting, Uncertainty)
+    assert module.weighting.factors == [1.0, 1.0, 0.5]
+    assert (module.weighting.theta.abs() > 1e-4).all()
+
+
+def test_the_noise_learns_at_the_rate_of_a_head() -> None:
+    module = make_module(*NAMES, weighting="uncertainty")
+    module.configure_model()
+    depths = parameter_depths(module)
+    assert depths["weighting.theta"] == max(depths.values())
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed"])
+def test_it_trains_in_mixed_precision_and_logs_conflicts(precision: Any, tmp_path: Path) -> None:
+    looks = []
+    for balance in ({}, {"aggregation": "aligned_mtl"}):
+        callback = GradientConflictCallback(every_n_steps=1)
+        module = fit(tmp_path, callback, module=balance, precision=precision, max_steps=2)
+        assert all(value.isfinite().all() for value in weights(module).values())
+        looks.append(callback.figures)
+    for figures in looks:
+        assert {"gradients/cosine/ner/topic", "gradients/share/score"} <= set(figures)
+    assert looks[0]["gradients/weight/ner"] == 1.0 != looks[1]["gradients/weight/ner"]
+
+
+def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="weighting finds weights of its own"):
+        make_module(*NAMES, weights={"ner": 2.0}, weighting="famo")
+    with pytest.raises(ValueError, match="aggregation must be one of"):
+        make_module(*NAMES, aggregation="pc_grad")
+    with pytest.raises(ValueError, match="FGMCallback makes passes of its own"):
+        fit(tmp_path, FGMCallback(), module={"aggregation": "sum"})
