@@ -94,10 +94,10 @@ class EmbeddingNeighbours(WordTransform):
     r"""Replaces words by near ones in the model's own table of input embeddings.
 
     Each word that is whole in the vocabulary, and no stop word, goes with probability `rate`; what
-    comes is drawn from the `top_k` whole words with the largest cosine, all as likely. This is the
-    counter-fitted or GloVe table of other tools (arXiv:1509.01059) without a download: the table
-    of the model that is trained. Neighbours share a topic, not always a meaning: `good` and `bad`
-    are near. Nothing is read before the first use, and once in a process.
+    comes is drawn from the `top_k` whole words with the largest cosine, all as likely. Other tools
+    take a table of GloVe or word2vec for this; here it is that of the model which is trained, and
+    nothing is downloaded beside it. Neighbours share a topic, not always a meaning: `good` and
+    `bad` are near. Nothing is read before the first use, and once in a process.
 
     Args:
         model: a folder or a name of the Hugging Face hub.
