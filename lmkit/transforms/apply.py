@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import NDArray
 
 from .base import Transform, Transformed
 from .edits import Edit, span_after
@@ -17,6 +20,17 @@ __all__ = ["example_rng", "transform_answer", "transform_tagged", "transform_tex
 Protect = Callable[[Sequence[str]], list[bool]]
 _DEFAULT = Protection()
 _WORD = (1 << 64) - 1
+
+
+class _NoSeed(ISeedSequence):
+    """Stands where numpy wants a seed that is overwritten."""
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
+        """Return zeros."""
+        return np.zeros(n_words, dtype)
+
+
+_NO_SEED: Any = _NoSeed()
 
 
 def example_rng(seed: int, epoch: int, index: int, salt: int = 0) -> np.random.Generator:
@@ -41,13 +55,19 @@ def example_rng(seed: int, epoch: int, index: int, salt: int = 0) -> np.random.G
     for name, value in (("seed", seed), ("epoch", epoch), ("index", index), ("salt", salt)):
         if not 0 <= value <= _WORD:
             raise ValueError(f"{name} must be a whole number of 64 bits from 0 on, got {value!r}")
-    # Draws count up the lowest of the counter's four words.
-    return np.random.Generator(
-        np.random.Philox(
-            counter=np.array([0, 0, epoch, salt], dtype=np.uint64),
-            key=np.array([seed, index], dtype=np.uint64),
-        )
-    )
+    bits = np.random.Philox(_NO_SEED)
+    # Draws count up the lowest of the counter's four words. Set so, and not by the constructor's
+    # `key`, for which numpy asks the system for an entropy that is not used.
+    state: Any = {
+        "bit_generator": "Philox",
+        "state": {"counter": (0, 0, epoch, salt), "key": (seed, index)},
+        "buffer": (0, 0, 0, 0),
+        "buffer_pos": 4,
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
+    bits.state = state
+    return np.random.Generator(bits)
 
 
 def transform_text(

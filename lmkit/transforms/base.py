@@ -72,7 +72,8 @@ class Transform(ABC):
                 IOBES, or `strength` lies outside its range.
         """
         row = list(words)
-        check_rate("strength", strength)
+        if type(strength) is not float or not 0.0 <= strength <= 1.0:
+            check_rate("strength", strength)
         for name, given in (("labels", labels), ("protected", protected)):
             if given is not None and len(given) != len(row):
                 raise ValueError(f"{name} must be one for each of {len(row)} words: {len(given)}")

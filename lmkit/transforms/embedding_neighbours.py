@@ -13,6 +13,7 @@ from .base import WordTransform
 from .candidates import Candidates
 from .changes import Change
 from .model_digest import model_digest
+from .random_words import choose
 from .stop_words import STOP_WORDS
 
 __all__ = ["EmbeddingNeighbours", "WordVectors", "nearest_words"]
@@ -93,10 +94,10 @@ class EmbeddingNeighbours(WordTransform):
     r"""Replaces words by near ones in the model's own table of input embeddings.
 
     Each word that is whole in the vocabulary, and no stop word, goes with probability `rate`; what
-    comes is drawn from the `top_k` whole words with the largest cosine, all as likely. This is the
-    counter-fitted or GloVe table of other tools (arXiv:1509.01059) without a download: the table
-    of the model that is trained. Neighbours share a topic, not always a meaning: `good` and `bad`
-    are near. Nothing is read before the first use, and once in a process.
+    comes is drawn from the `top_k` whole words with the largest cosine, all as likely. Other tools
+    take a table of GloVe or word2vec for this; here it is that of the model which is trained, and
+    nothing is downloaded beside it. Neighbours share a topic, not always a meaning: `good` and
+    `bad` are near. Nothing is read before the first use, and once in a process.
 
     Args:
         model: a folder or a name of the Hugging Face hub.
@@ -148,11 +149,10 @@ class EmbeddingNeighbours(WordTransform):
         groups: list[int] | None,
     ) -> list[Change]:
         """Draw words, and a neighbour of each."""
-        rate = self.rate * strength
+        table = self.candidates
         made = []
-        for place, chance in zip(free, rng.random(len(free)).tolist(), strict=True):
-            # The same number tells which one: it is uniform below the rate.
-            if chance < rate and (found := self.candidates[words[place]]):
-                new = found[int(chance / rate * len(found))]
+        for place, share in zip(*choose(self.rate * strength, free, rng), strict=True):
+            if found := table[words[place]]:
+                new = found[int(share * len(found))]
                 made.append(Change("substitute", place, place + 1, [new]))
         return made

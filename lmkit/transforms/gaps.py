@@ -29,6 +29,8 @@ def gaps_after(
         ...     [Edit("delete", 1, 2, 1, 1)])
         ['', ' ', '.']
     """
+    if all(stop - start == after - first for _, start, stop, first, after in edits):
+        return gaps
     left = list(gaps)
     made: list[str] = []
     position = 0

@@ -7,7 +7,7 @@ import numpy as np
 from .arguments import check_rate, check_whole
 from .base import WordTransform
 from .changes import Change
-from .random_words import count_for
+from .random_words import choose, count_for
 
 __all__ = ["SpanMasking", "TokenDropout"]
 
@@ -43,9 +43,8 @@ class TokenDropout(WordTransform):
         groups: list[int] | None,
     ) -> list[Change]:
         """Draw which words are hidden."""
-        rate, new = self.rate * strength, self.replacement
-        drawn = rng.random(len(free)).tolist()
-        chosen = (place for place, chance in zip(free, drawn, strict=True) if chance < rate)
+        new = self.replacement
+        chosen, _ = choose(self.rate * strength, free, rng)
         return [Change("substitute", p, p + 1, [new]) for p in chosen if words[p] != new]
 
 

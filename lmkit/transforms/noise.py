@@ -11,6 +11,7 @@ from .arguments import check_one_of, check_rate, check_whole
 from .base import WordTransform
 from .candidates import match_case
 from .changes import Change
+from .random_words import choose
 
 __all__ = ["KINDS", "LAYOUTS", "CharacterNoise", "neighbours"]
 
@@ -181,10 +182,8 @@ class CharacterNoise(WordTransform):
         groups: list[int] | None,
     ) -> list[Change]:
         """Draw words, and mistakes for each."""
-        rate, shortest = self.rate * strength, self.shortest
-        drawn = rng.random(len(free)).tolist()
-        chosen = [place for place, chance in zip(free, drawn, strict=True) if chance < rate]
-        chosen = [place for place in chosen if len(words[place]) >= shortest]
+        chosen, _ = choose(self.rate * strength, free, rng)
+        chosen = [place for place in chosen if len(words[place]) >= self.shortest]
         if not chosen:
             return []
         counts = [int(self.character_rate * len(words[place])) or 1 for place in chosen]

@@ -10,7 +10,26 @@ from .arguments import check_rate
 from .base import WordTransform
 from .changes import Change
 
-__all__ = ["RandomDeletion", "RandomSwap", "count_for", "pick"]
+__all__ = ["RandomDeletion", "RandomSwap", "choose", "count_for", "pick"]
+
+
+def choose(
+    rate: float, places: Sequence[int], rng: np.random.Generator
+) -> tuple[list[int], list[float]]:
+    """Draw each of some places with a probability.
+
+    Returns:
+        The places, in their order, and a number for each that is uniform in `[0, 1)`.
+
+    Example:
+        >>> choose(1.0, [3, 5], np.random.default_rng(0))[0]
+        [3, 5]
+    """
+    drawn = rng.random(len(places))
+    found = (drawn < rate).nonzero()[0]
+    # Below the rate a uniform number is uniform again.
+    shares = (drawn[found] / rate).tolist() if len(found) else []
+    return [places[i] for i in found.tolist()], shares
 
 
 def count_for(alpha: float, length: int, strength: float, rng: np.random.Generator) -> int:
@@ -133,9 +152,7 @@ class RandomDeletion(WordTransform):
         groups: list[int] | None,
     ) -> list[Change]:
         """Draw which words go."""
-        rate = self.rate * strength
-        drawn = rng.random(len(free)).tolist()
-        gone = [place for place, chance in zip(free, drawn, strict=True) if chance < rate]
+        gone, shares = choose(self.rate * strength, free, rng)
         if len(gone) == len(words):
-            gone.pop(drawn.index(max(drawn)))
+            gone.pop(shares.index(max(shares)))
         return [Change("delete", place, place + 1, []) for place in gone]

@@ -11,6 +11,7 @@ from .arguments import check_rate
 from .base import WordTransform
 from .candidates import Candidates
 from .changes import Change
+from .random_words import choose
 from .spelling_table import MISSPELLINGS
 
 __all__ = ["SpellingErrors", "misspell"]
@@ -93,12 +94,10 @@ class SpellingErrors(WordTransform):
         groups: list[int] | None,
     ) -> list[Change]:
         """Draw words, and a misspelling of each."""
-        rate, table = self.rate * strength, self._candidates
-        drawn = rng.random(len(free)).tolist()
+        table = self._candidates
         made = []
-        for place, chance in zip(free, drawn, strict=True):
-            # The same number tells which one: it is uniform below the rate.
-            if chance < rate and (found := table[words[place]]):
-                new = found[int(chance / rate * len(found))]
+        for place, share in zip(*choose(self.rate * strength, free, rng), strict=True):
+            if found := table[words[place]]:
+                new = found[int(share * len(found))]
                 made.append(Change("substitute", place, place + 1, [new]))
         return made

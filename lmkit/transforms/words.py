@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from itertools import chain
 from typing import NamedTuple
 
 __all__ = ["Words", "join_words", "split_words"]
@@ -29,6 +30,9 @@ _RARE = (
 _QUICK = re.compile(f"({_PLAIN})")
 _FULL = re.compile(f"({_RARE}|{_PLAIN})")
 _TRIGGERS = re.compile(r"[@#<\[]|://|www\.")
+
+#: What lies between two spaces is remembered up to this length, and so many of them.
+_LONGEST, _MOST = 40, 200_000
 
 
 class Words(NamedTuple):
@@ -83,5 +87,35 @@ def split_words(text: str) -> Words:
     """
     if not isinstance(text, str):
         raise TypeError(f"text must be a string, got {type(text).__name__}")
-    parts = (_FULL if _TRIGGERS.search(text) else _QUICK).split(text)
-    return Words(parts[1::2], parts[0::2])
+    # No word holds a space, so that what lies between two spaces is split once for all texts.
+    try:
+        words, gaps = zip(*map(_PIECES.__getitem__, text.split(" ")), strict=True)
+    except TypeError:
+        # A gap of more than one space, or another one than a space beside one.
+        parts = _parts(text)
+        return Words(parts[1::2], parts[0::2])
+    between = list(chain.from_iterable(gaps))
+    between[-1] = ""
+    return Words(list(chain.from_iterable(words)), ["", *between])
+
+
+def _parts(text: str) -> list[str]:
+    """Return gaps and words in turn."""
+    return (_FULL if _TRIGGERS.search(text) else _QUICK).split(text)
+
+
+class _Pieces(dict[str, tuple[tuple[str, ...], tuple[str, ...]] | None]):
+    """Of what lies between spaces its words, and the gap behind each; `None` with gaps outside."""
+
+    def __missing__(self, text: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        parts = _parts(text)
+        is_plain = len(parts) > 1 and parts[0] == parts[-1] == ""
+        found = (tuple(parts[1::2]), (*parts[2:-1:2], " ")) if is_plain else None
+        if len(text) <= _LONGEST:
+            if len(self) > _MOST:
+                self.clear()
+            self[text] = found
+        return found
+
+
+_PIECES = _Pieces()
