@@ -7,7 +7,10 @@ from .__about__ import __version__
 
 if TYPE_CHECKING:
     from . import adapters as adapters
+    from . import attacks as attacks
     from . import report as report
+    from . import transforms as transforms
+    from .back_translation import back_translate as back_translate
     from .exporting import export as export
     from .launcher import tune_process as tune_process
     from .loading import load as load
@@ -18,17 +21,21 @@ __all__ = [
     "Trainer",
     "__version__",
     "adapters",
+    "attacks",
+    "back_translate",
     "export",
     "load",
     "report",
+    "transforms",
     "trim_vocabulary",
     "tune_process",
 ]
 
-_PACKAGES = ("adapters", "report")
+_PACKAGES = ("adapters", "attacks", "report", "transforms")
 
 _HOMES = {
     "Trainer": "trainer",
+    "back_translate": "back_translation",
     "export": "exporting",
     "load": "loading",
     "trim_vocabulary": "trimming",
