@@ -54,3 +54,19 @@ def make_data(folder: Path, *names: str, **settings: Any) -> MultiTaskDataModule
         tiny.tokenizer_folder(folder / "tokenizer")
     shared = {"tokenizer": str(folder / "tokenizer"), "max_length": 48, "batch_size": 4, "seed": 3}
     return MultiTaskDataModule(data_specs(folder, *names), **{**shared, **settings})
+
+
+def make_case_module(config: dict[str, Any], **settings: Any) -> MultiTaskModule:
+    """Make a module that tags words and tells topics, with the classes of their files."""
+    model = {**tiny.MASKED["bert"], **config}
+    labels = {"ner": ("O", "B-X", "I-X"), "topic": ("fox", "moons", "trees")}
+    tasks = specs(*labels)
+    for name, each in labels.items():
+        known = {"id2label": dict(enumerate(each)), "label2id": {n: i for i, n in enumerate(each)}}
+        tasks[name]["init_args"] = {"model": {**model, **known}}
+    return MultiTaskModule(model, tasks, **settings)
+
+
+def make_case_data(folder: Path, **settings: Any) -> MultiTaskDataModule:
+    """Make the data of `make_case_module`; both tasks come in turn."""
+    return make_data(folder, "ner", "topic", **{"sampling": "round_robin", **settings})
