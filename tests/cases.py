@@ -29,13 +29,14 @@ from lmkit.modules import (
     LMModule,
     MaskedLMModule,
     MultipleChoiceModule,
+    MultiTaskModule,
     QuestionAnsweringModule,
     ReplacedTokenModule,
     Seq2SeqModule,
     SequenceClassificationModule,
     TokenClassificationModule,
 )
-from tests import task_files, taught, tiny
+from tests import several_tasks, task_files, taught, tiny
 
 
 def named(*names: str) -> dict[str, Any]:
@@ -79,6 +80,8 @@ class Case:
     loss: bool = False
     #: Makes the module of a config and settings, where its class takes no `model`.
     make: Callable[..., LMModule] | None = None
+    #: Makes the data of a folder and settings, where they are of several kinds.
+    make_own_data: Callable[..., LightningDataModule] | None = None
     #: The public names that this row stands for.
     covers: tuple[str, ...] = ()
 
@@ -97,6 +100,9 @@ class Case:
             tiny.write_text(folder / "train.txt", 60)
             tiny.write_text(folder / "val.txt", 12, seed=1)
         texts = {"train_file": str(folder / "train.txt"), "val_file": str(folder / "val.txt")}
+        if self.make_own_data is not None:
+            settings = {"batch_size": 8, "max_length": 16, **self.data_settings}
+            return self.make_own_data(folder, **{**settings, **kwargs})
         settings: dict[str, Any] = {
             **(self.files(folder) if self.files else texts),
             "tokenizer": str(folder / "tokenizer"),
@@ -113,6 +119,16 @@ CLASSIFICATION: dict[str, Any] = {
     "data": SequenceClassificationDataModule,
     "files": task_files.labelled_texts,
     "metrics": ("val/loss", "val/accuracy", "val/macro_f1", "val/mcc"),
+}
+
+SEVERAL_TASKS: dict[str, Any] = {
+    "module": MultiTaskModule,
+    "make": several_tasks.make_case_module,
+    # The tests switch dropout off in `network`, which is that of the first task.
+    "module_settings": {"dropout": 0.0},
+    "make_own_data": several_tasks.make_case_data,
+    "metrics": ("val/ner/loss", "val/ner/f1", "val/topic/accuracy", "val/mean"),
+    "covers": ("MultiTaskModule", "MultiTaskDataModule"),
 }
 
 CASES = [
@@ -177,6 +193,17 @@ CASES = [
             "LogitLoss",
             "RelationLoss",
         ),
+    ),
+    Case("multi_task", core=True, **SEVERAL_TASKS),
+    Case(
+        "gradient_aggregation",
+        **{
+            **SEVERAL_TASKS,
+            "module_settings": {"dropout": 0.0, "aggregation": "pcgrad"},
+            "data_settings": {"batches": "all", "sampling": "temperature"},
+            "covers": ("GradientConflictCallback",),
+        },
+        callbacks=lambda: [callbacks.GradientConflictCallback(every_n_steps=1)],
     ),
     Case(
         "regression",

@@ -11,6 +11,7 @@ from .export import ExportCallback
 from .fgm import FGMCallback
 from .figures import FiguresCallback
 from .free_lb import FreeLBCallback
+from .gradient_conflict import GradientConflictCallback
 from .gradual_unfreezing import GradualUnfreezingCallback
 from .ia3 import IA3Callback
 from .lora import LoRACallback
@@ -46,6 +47,7 @@ __all__ = [
     "FGMCallback",
     "FiguresCallback",
     "FreeLBCallback",
+    "GradientConflictCallback",
     "GradualUnfreezingCallback",
     "IA3Callback",
     "LoRACallback",

@@ -4,6 +4,7 @@ from .base import LMDataModule
 from .causal_lm import CausalLMDataModule
 from .denoising import DenoisingDataModule
 from .masked_lm import MaskedLMDataModule
+from .multi_task import MultiTaskDataModule
 from .multiple_choice import MultipleChoiceDataModule
 from .question_answering import QuestionAnsweringDataModule
 from .replaced_token import ReplacedTokenDataModule
@@ -16,6 +17,7 @@ __all__ = [
     "DenoisingDataModule",
     "LMDataModule",
     "MaskedLMDataModule",
+    "MultiTaskDataModule",
     "MultipleChoiceDataModule",
     "QuestionAnsweringDataModule",
     "ReplacedTokenDataModule",

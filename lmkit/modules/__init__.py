@@ -8,6 +8,7 @@ from .distillation import DistillationModule
 from .distillation_losses import LogitLoss
 from .feature_losses import FlowLoss, HiddenLoss
 from .masked_lm import MaskedLMModule
+from .multi_task import MultiTaskModule
 from .multiple_choice import MultipleChoiceModule
 from .question_answering import QuestionAnsweringModule
 from .replaced_token import ReplacedTokenModule
@@ -25,6 +26,7 @@ __all__ = [
     "LMModule",
     "LogitLoss",
     "MaskedLMModule",
+    "MultiTaskModule",
     "MultipleChoiceModule",
     "QuestionAnsweringModule",
     "RelationLoss",
