@@ -203,6 +203,7 @@ CASES = [
             "data_settings": {"batches": "all", "sampling": "temperature"},
             "covers": ("GradientConflictCallback",),
         },
+        linear=False,  # a window is the mean of its batches, each a sum over tasks
         callbacks=lambda: [callbacks.GradientConflictCallback(every_n_steps=1)],
     ),
     Case(
