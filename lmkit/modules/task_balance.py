@@ -57,6 +57,11 @@ class TaskBalance(Callback):
             shared = module.shared_parameters()
             module.weighting.before_backward(module, module.task_losses, shared)
 
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let go of the graph, which would hold on to parameters that are cut between two steps."""
+        module = cast("MultiTaskModule", pl_module)
+        module.task_losses = {name: loss.detach() for name, loss in module.task_losses.items()}
+
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
