@@ -38,10 +38,6 @@ class LengthPlan:
         seed: of the order, a new one each epoch; `None` for evaluation.
         classes: int64 `[N]`, the class of each example: each class then comes as often as any
             other, the examples of a small one several times an epoch.
-        even: in training, let the batches of a window have as many *tokens* each, and `batch_size`
-            examples on average. A mean over the tokens of a batch then weighs each token of the
-            epoch alike, which among batches of one length it does not: those of short examples
-            have few.
         accumulate: batches of an optimizer step: those of a step are brought together, so that two
             of half the size are one of the whole.
 
@@ -63,14 +59,12 @@ class LengthPlan:
         seed: int | None = None,
         classes: NDArray[np.int64] | None = None,
         accumulate: int = 1,
-        even: bool = False,
     ) -> None:
         check_positive(examples=len(lengths), batch_size=batch_size, world_size=world_size)
         self.accumulate = accumulate
         self.lengths, self.batch_size = lengths, batch_size
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.classes = classes
-        self.even = even and seed is not None
         self._orders: dict[str, Any] = {}
 
     @property
@@ -86,40 +80,29 @@ class LengthPlan:
         return self._steps * self.accumulate
 
     def batch(self, epoch: int, position: int) -> Tensor:
-        """Return the examples of this rank's batch: int64 `[batch_size]`, -1 for a filler.
-
-        With `even` there are as many as it takes, and a filler only where there are none.
-        """
+        """Return the examples of this rank's batch: int64 `[batch_size]`, -1 for a filler."""
         if self._orders.get("epoch") != epoch:
             self._orders.update(epoch=epoch, order=self._order(epoch))
         step, part = divmod(position, self.accumulate)
         # Dealt in turn, so that every rank and batch has about the same length.
         first, parts = part * self.world_size + self.rank, self.world_size * self.accumulate
-        rows = self._orders["order"][step][first::parts]
-        return torch.from_numpy(rows.copy() if len(rows) else np.array([-1]))
+        return torch.from_numpy(self._orders["order"][step][first::parts].copy())
 
-    def _order(self, epoch: int) -> list[NDArray[np.int64]]:
-        """Return the examples of each optimizer step."""
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """Return the examples of all optimizer steps, int64 `[steps, examples]`."""
         count, size = len(self.lengths), self.global_batch * self.accumulate
         order = np.full(self._steps * size, -1)
         if self.seed is None:
             order[:count] = np.argsort(-self.lengths, kind="stable")
-            return list(order.reshape(-1, size))
+            return order.reshape(-1, size)
         seed = mix(self.seed, epoch)
         order[:count] = self._drawn(seed)
         # Fillers count as the shortest, and so fall into one batch.
         keys = np.where(order < 0, -1, self.lengths[order])
-        steps: list[NDArray[np.int64]] = []
         for first in range(0, len(order), _WINDOW * size):
             window = slice(first, first + _WINDOW * size)
-            rows = order[window][np.argsort(-keys[window], kind="stable")]
-            count = len(rows) // size
-            if self.even:
-                rows = rows[rows >= 0]
-                steps += np.split(rows, _even_bounds(self.lengths[rows], count))
-            else:
-                steps += list(rows.reshape(count, size))
-        return [steps[step] for step in _shuffled(self._steps, mix(seed, 1))]
+            order[window] = order[window][np.argsort(-keys[window], kind="stable")]
+        return order.reshape(-1, size)[_shuffled(self._steps, mix(seed, 1))]
 
     def _drawn(self, seed: int) -> NDArray[np.int64]:
         count = len(self.lengths)
@@ -134,18 +117,6 @@ class LengthPlan:
             each = [rows[_shuffled(len(rows), mix(seed, number, turn))] for turn in range(turns)]
             drawn.append(np.concatenate(each)[:share])
         return np.concatenate(drawn)[_shuffled(count, mix(seed, len(members)))]
-
-
-def _even_bounds(lengths: NDArray[np.int64], parts: int) -> NDArray[np.int64]:
-    """Return where to cut rows into parts of about as many tokens, none of them empty."""
-    middles = np.cumsum(lengths) - lengths / 2
-    shares = middles[-1] + lengths[-1] / 2
-    bounds = np.searchsorted(middles, shares * np.arange(1, parts) / parts)
-    places = np.arange(1, parts)
-    # At least one row for each part before a bound, and behind it.
-    return np.clip(
-        np.maximum.accumulate(bounds - places) + places, places, len(lengths) - parts + places
-    )
 
 
 def _shuffled(count: int, seed: int) -> NDArray[np.int64]:
