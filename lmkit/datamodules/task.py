@@ -55,8 +55,6 @@ class TaskDataModule(LightningDataModule):
 
     #: The named tuple of plain data that an example is.
     example_type: ClassVar[type[Any]]
-    #: Whether training batches have as many tokens each, and `batch_size` examples on average.
-    even_batches: ClassVar[bool] = False
     #: How words of examples are changed; set by the data modules that can.
     augmentation: Augmentation | None = None
 

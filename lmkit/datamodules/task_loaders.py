@@ -24,7 +24,7 @@ def train_loader(data: TaskDataModule) -> ResumableLoader:
     overfit = bool(getattr(data.trainer, "overfit_batches", 0))
     lengths, batches = data.lengths(table, training=True), step_batches(data.trainer)
     how = *ranks(data.trainer), None if overfit else data.seed, data.classes(table)
-    plan = LengthPlan(lengths, data.batch_size, *how, accumulate=batches, even=data.even_batches)
+    plan = LengthPlan(lengths, data.batch_size, *how, accumulate=batches)
     return ResumableLoader(
         plan,
         _collator(data, table, "train"),
