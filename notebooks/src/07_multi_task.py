@@ -36,6 +36,7 @@ STEPS = int(os.environ.get("LMKIT_STEPS", "250"))
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=".*LeafSpec.*|.*many workers.*|.*is not empty.*")
+warnings.filterwarnings("ignore", message=".*SpearmanCorrcoef.*")
 torch.set_num_threads(1)
 folder = Path(tempfile.mkdtemp())
 seed_everything(42, verbose=False)
@@ -91,7 +92,7 @@ write("train", SIZES)
 write("val", dict.fromkeys(SIZES, 60))
 tokenizer = train_tokenizer((" ".join(sentence()[0]) for _ in range(500)), vocab_size=256)
 tokenizer.save_pretrained(folder / "tokenizer")
-print((folder / "topic-train.csv").read_text()[:110])
+print(*(folder / "topic-train.csv").read_text().splitlines()[:4], sep="\n")
 
 # %% [markdown]
 # ## How often each task comes
@@ -193,8 +194,8 @@ for key in METRICS:
 # conflict: a step for the one is a step against the other.
 #
 # `aggregation="pcgrad"` takes out of each gradient what works against another before they are
-# added. The heads are no matter of it. Independent studies found that a sum with tuned weights does
-# as well, so the sum stands beside it.
+# added. The heads keep the gradient of their own loss. Independent studies found that a sum with
+# tuned weights does as well, so the sum stands beside it.
 
 # %%
 _, summed = learn("sum", new_data(batches="all"), GradientConflictCallback(every_n_steps=3))
@@ -223,13 +224,16 @@ for axis, name in zip(axes, ("sum", "pcgrad"), strict=True):
     axis.axhline(0, color="grey", linewidth=0.5)
     axis.set(title=name, xlabel="step")
 axes[0].set_ylabel("cosine of gradients")
-axes[0].legend()
+axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
+
+# %% [markdown]
+# Gradients of batches this small are noisy, so a cosine of one step says little. Over the run:
 
 # %%
 for name in ("sum", "pcgrad"):
     _, shares = logged(name, "gradients/conflicts")
-    print(f"{name:7} {sum(shares) / len(shares):.0%} of the pairs in conflict, mean over the run")
+    print(f"{name:7} {sum(shares) / len(shares):.0%} of the pairs in conflict")
 
 # %% [markdown]
 # What the validation says of both. A step has three batches here and one above, so that only these
@@ -258,5 +262,5 @@ names("clara from san marino told us about a fine soup and honey")
 # - Losses that are weighed by themselves: `weighting="uncertainty"`, `"dwa"`, `"gradnorm"` and
 #   others, `docs/loss_weighting.md`.
 # - Other ways to join gradients: `docs/gradient_aggregation.md`.
-# - A task trained alone, to compare: the modules of `module.tasks` are task modules like any other.
+# - A task trained alone, to compare: `SequenceClassificationModule` with the task's data module.
 # - From the command line: `lmkit fit -c multi_task`; all of it in `docs/multi_task.md`.
