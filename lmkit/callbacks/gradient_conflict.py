@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from ..functional.gramian import cosines, gradient_shares, gramian
@@ -60,6 +61,12 @@ class GradientConflictCallback(Callback):
             )
         if stage == "fit":
             keep_graphs()
+            data = getattr(trainer, "datamodule", None)
+            if getattr(data, "batches", "all") == "one":
+                rank_zero_warn(
+                    "GradientConflictCallback compares tasks of one step, and the steps of "
+                    "batches='one' have one each: give the MultiTaskDataModule batches='all'"
+                )
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor

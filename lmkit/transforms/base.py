@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -101,8 +102,10 @@ class Transform(ABC):
     @property
     def spec(self) -> dict[str, Any]:
         """The transform as plain data, from which `transforms_from` makes it again."""
+        kind, package = type(self), __name__.rpartition(".")[0]
+        public = getattr(sys.modules[package], kind.__qualname__, None) is kind
         return {
-            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "class_path": f"{package if public else kind.__module__}.{kind.__qualname__}",
             "init_args": {name: _plain_data(value) for name, value in self.arguments.items()},
         }
 

@@ -35,7 +35,8 @@ class Protection:
         negations: whether `NEGATIONS` and words in n't stay.
         names: whether words stay that begin with a capital inside a sentence.
         numbers: whether words with a digit stay.
-        urls: whether addresses of the web and of mail, @names and #topics stay.
+        urls: whether addresses of mail, those of the web with `://` or `www.`, @names and #topics
+            stay.
         punctuation: whether words without letter and digit stay.
 
     Raises:
@@ -108,8 +109,9 @@ class Protection:
         return hash(repr(self.settings))
 
     def __repr__(self) -> str:
-        listed = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
-        return f"Protection({listed})"
+        usual = Protection().settings
+        said = {name: value for name, value in self.settings.items() if value != usual[name]}
+        return f"Protection({', '.join(f'{name}={value!r}' for name, value in said.items())})"
 
     def __reduce__(self) -> tuple[object, ...]:
         return Protection, tuple(self.settings.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from lmkit.callbacks.gradient_conflict import GradientConflictCallback
+from lmkit.callbacks import GradientConflictCallback, StructuredPruningCallback
+from tests import tiny
+from tests.cases import make_trainer
+from tests.several_tasks import make_data, make_module
 from tests.weighed_tasks import TASKS, batches, fit, halves, make, state
 
 
@@ -115,3 +119,20 @@ def test_a_module_without_tasks_and_a_stride_of_nothing_are_refused() -> None:
         callback.setup(None, LightningModule(), "fit")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="every_n_steps must be at least 1, got 0"):
         GradientConflictCallback(every_n_steps=0)
+
+
+def test_steps_of_one_task_have_nothing_to_compare_and_say_so(tmp_path: Path) -> None:
+    data = make_data(tmp_path, "ner", "topic", batches="one")
+    trainer = make_trainer(GradientConflictCallback(1), max_steps=1)
+    with pytest.warns(UserWarning, match="give the MultiTaskDataModule batches='all'"):
+        trainer.fit(make_module("ner", "topic"), data)
+
+
+def test_parameters_are_cut_between_the_steps_of_several_tasks(tmp_path: Path) -> None:
+    data = make_data(tmp_path, "ner", "topic", batches="all")
+    module = make_module("ner", "topic", aggregation="pcgrad")
+    pruning = StructuredPruningCallback(ffn=0.5, importance="activation", start=0.0, end=0.5)
+    trainer = make_trainer(pruning, GradientConflictCallback(1), max_steps=4, limit_val_batches=0)
+    trainer.fit(module, data)
+    assert module.network.config.intermediate_size < tiny.MASKED["bert"]["intermediate_size"]
+    assert module.task_losses and not any(x.requires_grad for x in module.task_losses.values())
