@@ -172,7 +172,8 @@ def _check_plain(network: PreTrainedModel, specs: list[dict[str, Any]]) -> None:
         widths = unsaid(network)
         why = f"a config has no words for it{f' ({widths[0]})' if widths else ''}"
         merge = "merge=True (--merge) makes low-rank layers dense, and whole numbers floating-point"
-        remedy = "" if widths else f"{merge} ones; "
+        dense = not widths and not task_adapter_names(specs)
+        remedy = f"{merge} ones; " if dense else ""
         raise ValueError(
             f"plain transformers cannot express this structure, which was changed by {kinds}: "
             f"{why}. {remedy}without plain the folder gets a structure.json, which lmkit.load reads"

@@ -13,7 +13,7 @@ from ..types import Batch, StepOutput, Surgery
 from .base import LMModule
 from .gradient_aggregation import aggregation_from
 from .scores import Scores
-from .task_adapters import adapters_from, keep_learning, own_weights, shared_weights
+from .task_adapters import adapters_from, follow, own_weights, shared_weights, without_adapters
 from .task_balance import TaskBalance, load_gradients, save_gradients, see_losses, weighting_of
 from .task_batches import join_parts, parts_of
 from .task_log import log_mean, step_logs
@@ -120,7 +120,6 @@ class MultiTaskModule(LMModule):
         self.weighting: LossWeighting | None = weighting_of(self.hparams, list(made))
         self.aggregation = aggregation_from(aggregation, list(made))
         self.task_adapters = adapters_from(task_adapters, list(made))
-        self.replays_ledger = False
         # Not parts of this module: the encoder would be one of each.
         self._held = (made,)
         first = next(iter(made.values()))
@@ -147,10 +146,11 @@ class MultiTaskModule(LMModule):
     ) -> dict[str, Any]:
         """Return what of the arguments to change so that all tasks are of another model."""
         if not isinstance(model, Mapping):
-            return super().arguments_for(arguments, model, pretrained)
+            return without_adapters(super().arguments_for(arguments, model, pretrained), arguments)
         config = {key: value for key, value in model.items() if key != "tasks"}
         changed = super().arguments_for(arguments, config, pretrained)
-        return {**changed, "tasks": of_model(arguments["tasks"], config, model.get("tasks", {}))}
+        changed["tasks"] = of_model(arguments["tasks"], config, model.get("tasks", {}))
+        return without_adapters(changed, arguments)
 
     def configure_model(self) -> None:
         """Build the networks, and let them share the encoder; when they are built, do nothing."""
@@ -166,9 +166,8 @@ class MultiTaskModule(LMModule):
                 the other tasks do not follow.
         """
         self.configure_model()
-        with configs_followed(self, surgery):
+        with follow(self, surgery), configs_followed(self, surgery):
             super().operate(surgery)
-        keep_learning(self, surgery)
 
     def setup(self, stage: str) -> None:
         """Set up each task with its data, and check that the data are of these tasks."""
@@ -287,7 +286,6 @@ class MultiTaskModule(LMModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give the tasks what comes with a checkpoint."""
-        self.replays_ledger = not hasattr(self, "network")
         super().on_load_checkpoint(checkpoint)
         load_gradients(self, checkpoint["lmkit"])
         for task in self.tasks.values():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -18,10 +20,13 @@ __all__ = [
     "activate",
     "adapters_from",
     "check_recomputed",
-    "keep_learning",
+    "follow",
     "own_weights",
     "shared_weights",
+    "without_adapters",
 ]
+
+_WORDS = sorted(field.name for field in fields(TaskAdapter) if field.name != "names")
 
 
 def adapters_from(
@@ -45,11 +50,8 @@ def adapters_from(
             f"activation, scale, dropout and freeze; got {settings!r}"
         )
     given = {"size": settings} if isinstance(settings, int) else dict(settings)
-    known = set(TaskAdapter.__dataclass_fields__) - {"names"}
-    if unknown := [word for word in given if word not in known]:
-        raise TypeError(
-            f"task_adapters has no {unknown[0]!r}; there are {', '.join(sorted(known))}"
-        )
+    if unknown := [word for word in given if word not in _WORDS]:
+        raise TypeError(f"task_adapters has no {unknown[0]!r}; there are {', '.join(_WORDS)}")
     return TaskAdapter(names, **given)
 
 
@@ -59,21 +61,39 @@ def activate(module: MultiTaskModule, name: str) -> None:
         use_task(module.network, module.task_adapters.names, name)
 
 
-def keep_learning(module: MultiTaskModule, surgery: object) -> None:
-    """Let the adapters of the tasks learn when a surgery has frozen the encoder, as heads do.
+def without_adapters(changed: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what changes of arguments so that adapters of tasks come with a ledger alone.
+
+    Args:
+        changed: what changes beside.
+        arguments: as they were.
+    """
+    return changed if arguments.get("task_adapters") is None else {**changed, "task_adapters": None}
+
+
+@contextmanager
+def follow(module: MultiTaskModule, surgery: object) -> Iterator[None]:
+    """Know the adapters of the tasks, and let them learn when the encoder was frozen, as heads do.
+
+    Args:
+        module: of several tasks.
+        surgery: what is done inside.
 
     Raises:
         ValueError: the surgery mixes adapters of tasks, of which only one is active.
     """
-    if module.task_adapters is None:
-        return
-    tasks = module.task_adapters.names
+    tasks = module.task_adapters.names if module.task_adapters is not None else ()
     if isinstance(surgery, AdapterFusion) and (mixed := set(surgery.names) & set(tasks)):
         raise ValueError(
             f"AdapterFusion mixes {', '.join(sorted(mixed))}, which are adapters of tasks: in a "
-            "module of several tasks only that of the batch's task is active. Export the tasks, "
-            "and fuse adapters that AdapterCallback has trained"
+            "module of several tasks only that of the batch's task is active. Train adapters with "
+            "AdapterCallback, each alone, and fuse those"
         )
+    yield
+    if isinstance(surgery, TaskAdapter) and set(surgery.names) == set(module.tasks):
+        module.task_adapters, tasks = surgery, surgery.names
+        if module.hparams["task_adapters"] is None:
+            module.hparams["task_adapters"] = {word: getattr(surgery, word) for word in _WORDS}
     for name in tasks:
         for parameter in task_adapter_parameters(module.network, name):
             parameter.requires_grad_(True)

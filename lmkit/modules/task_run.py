@@ -53,7 +53,7 @@ def build_tasks(module: MultiTaskModule) -> None:
     del module.weighting
     module.weighting = weighting
     module.metrics = nn.ModuleDict({name: task.metrics for name, task in module.tasks.items()})
-    if module.task_adapters is not None and not module.replays_ledger:
+    if module.task_adapters is not None:
         module.operate(module.task_adapters)
 
 
