@@ -3,8 +3,9 @@
 MiniLM is fine-tuned on texts (SUBJ, TREC-6, CR), pairs (entailment and relatedness of SICK) and
 words (entities of WNUT-17, parts of speech of UD English EWT). `single` trains each task alone for
 `--steps` batches of `--rows`. All other ways train one model of all tasks, with as many batches of
-each task as it has alone: with `sum`, the names of weightings and of aggregations a step has a
-batch of every task, and there are `--steps` of them; with the names of samplings it is of one task,
+each task as it has alone: with `sum`, `adapters` (each task has its own in each layer) and the
+names of weightings and of aggregations a step has a batch of every task, and there are `--steps` of
+them; with the names of samplings it is of one task,
 and there are `--steps` for each task together. `--examples` cuts the training sets of all but SUBJ
 and UD (`--small`) by a draw of the seed. Scores are of the test sets: accuracy, of relatedness
 Spearman's correlation, of WNUT F1; the mean is that over the tasks. Throughput counts real tokens,
@@ -57,6 +58,7 @@ SAMPLINGS = [name for name in get_args(Sampling) if name != "weights"]
 BALANCED = {
     **{name: {"weighting": name} for name in WEIGHTINGS if name != "fixed"},
     **{name: {"aggregation": name} for name in AGGREGATIONS if name != "sum"},
+    "adapters": {"task_adapters": 64},
 }
 WAYS = ["single", "sum", *SAMPLINGS, *BALANCED]
 
