@@ -28,6 +28,7 @@ from .surgery.quantization_conversion import (
     quantized_layers,
 )
 from .surgery.structure_folder import structural_specs
+from .surgery.task_adapter import task_adapter_names
 from .surgery.torchao_tensors import prepare_for_saving, shares_table, use_torchao
 
 __all__ = ["agreement_of", "cast", "check_export", "is_rounded", "network_to_write"]
@@ -44,7 +45,9 @@ def check_export(module: LMModule, merge: bool = False, plain: bool = False) -> 
     Raises:
         ValueError: it cannot, because of its adapters or its structure; says what can be done.
     """
-    names = adapters_of(module.network)
+    # Those of a task are a part of its structure.
+    own = task_adapter_names(module.ledger)
+    names = [name for name in adapters_of(module.network) if name not in own]
     if names and not merge:
         active = ", ".join(active_adapters(module.network)) or "none"
         raise ValueError(
@@ -169,7 +172,8 @@ def _check_plain(network: PreTrainedModel, specs: list[dict[str, Any]]) -> None:
         widths = unsaid(network)
         why = f"a config has no words for it{f' ({widths[0]})' if widths else ''}"
         merge = "merge=True (--merge) makes low-rank layers dense, and whole numbers floating-point"
-        remedy = "" if widths else f"{merge} ones; "
+        dense = not widths and not task_adapter_names(specs)
+        remedy = f"{merge} ones; " if dense else ""
         raise ValueError(
             f"plain transformers cannot express this structure, which was changed by {kinds}: "
             f"{why}. {remedy}without plain the folder gets a structure.json, which lmkit.load reads"

@@ -26,6 +26,7 @@ from .modules.onnx_network import OnnxNetwork
 from .onnx_file import require_onnx, write_int8, write_onnx
 from .surgery.plain_config import unsaid
 from .surgery.structure_folder import STRUCTURE, write_structure
+from .surgery.task_adapter import task_adapter_names
 from .surgery.torchao_tensors import require_torchao
 
 __all__ = ["FORMATS", "NUMBERS", "QUANTIZED", "check_export", "check_options", "export"]
@@ -165,6 +166,8 @@ def export(
     if not adapter and specs and format == "hf":
         widths = unsaid(network)
         how = widths[0] if widths else "merge=True (--merge) makes a plain folder, of dense layers"
+        if task_adapter_names(specs):
+            how = "an adapter of a task is no change of a layer's weights, and cannot be merged"
         rank_zero_info(
             f"{target} has a {STRUCTURE}: lmkit.load reads it, and plain transformers refuses it, "
             f"since no config can say its layers: {how}"

@@ -13,11 +13,21 @@ from ..types import Batch, StepOutput, Surgery
 from .base import LMModule
 from .gradient_aggregation import aggregation_from
 from .scores import Scores
+from .task_adapters import adapters_from, follow, own_weights, shared_weights, without_adapters
 from .task_balance import TaskBalance, load_gradients, save_gradients, see_losses, weighting_of
 from .task_batches import join_parts, parts_of
 from .task_log import log_mean, step_logs
-from .task_networks import configs_followed, head_parameters, own_settings, plain_task
-from .task_run import at_work, build_tasks, check_tasks, evaluate_part, find_unused, shares_of_ranks
+from .task_networks import configs_followed, own_settings, plain_task
+from .task_run import (
+    at_work,
+    build_tasks,
+    check_tasks,
+    evaluate_part,
+    find_unused,
+    losses_of_ranks,
+    scores_of_part,
+    step_parts,
+)
 from .task_specs import check_weights, make_tasks, of_model
 from .weighting_base import LossWeighting
 
@@ -63,6 +73,7 @@ class MultiTaskModule(LMModule):
         layer_decay: factor of the learning rate from each layer to the one below, in `(0, 1]`.
         weighting: a way to find the weights instead, e.g. `"uncertainty"`: docs/loss_weighting.md.
         aggregation: of gradients on the encoder, e.g. `"pcgrad"`: docs/gradient_aggregation.md.
+        task_adapters: size of an adapter of each task in each layer, or arguments of `TaskAdapter`.
 
     Attributes:
         tasks: the modules of the tasks by name; `task_module_of` gives one to use alone.
@@ -100,6 +111,7 @@ class MultiTaskModule(LMModule):
         layer_decay: float = 1.0,
         weighting: str | dict[str, Any] | None = None,
         aggregation: str | dict[str, Any] | None = None,
+        task_adapters: int | dict[str, Any] | None = None,
     ) -> None:
         more = optimizer, dropout, compile, layer_decay
         super().__init__(model, pretrained, learning_rate, weight_decay, warmup, schedule, *more)
@@ -107,6 +119,7 @@ class MultiTaskModule(LMModule):
         self.loss_weights = check_weights(weights, list(made))
         self.weighting: LossWeighting | None = weighting_of(self.hparams, list(made))
         self.aggregation = aggregation_from(aggregation, list(made))
+        self.task_adapters = adapters_from(task_adapters, list(made))
         # Not parts of this module: the encoder would be one of each.
         self._held = (made,)
         first = next(iter(made.values()))
@@ -133,10 +146,11 @@ class MultiTaskModule(LMModule):
     ) -> dict[str, Any]:
         """Return what of the arguments to change so that all tasks are of another model."""
         if not isinstance(model, Mapping):
-            return super().arguments_for(arguments, model, pretrained)
+            return without_adapters(super().arguments_for(arguments, model, pretrained), arguments)
         config = {key: value for key, value in model.items() if key != "tasks"}
         changed = super().arguments_for(arguments, config, pretrained)
-        return {**changed, "tasks": of_model(arguments["tasks"], config, model.get("tasks", {}))}
+        changed["tasks"] = of_model(arguments["tasks"], config, model.get("tasks", {}))
+        return without_adapters(changed, arguments)
 
     def configure_model(self) -> None:
         """Build the networks, and let them share the encoder; when they are built, do nothing."""
@@ -152,23 +166,22 @@ class MultiTaskModule(LMModule):
                 the other tasks do not follow.
         """
         self.configure_model()
-        with configs_followed(self, surgery):
+        with follow(self, surgery), configs_followed(self, surgery):
             super().operate(surgery)
 
     def setup(self, stage: str) -> None:
         """Set up each task with its data, and check that the data are of these tasks."""
         check_tasks(self, stage)
         super().setup(stage)
-        if stage == "fit":
-            find_unused(self)
+        find_unused(self, stage)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return what is trainable of the shared encoder."""
-        return [p for p in self.network.base_model.parameters() if p.requires_grad]
+        return shared_weights(self)
 
     def task_parameters(self, name: str) -> list[nn.Parameter]:
-        """Return what is trainable of the head of a task, without what is tied to the encoder."""
-        return list(head_parameters(at_work(self, name).network))
+        """Return what is trainable of the head and adapters of a task, without what is tied."""
+        return own_weights(self, name)
 
     def task_module_of(self, name: str) -> LMModule:
         """Return the module of one task as if it had been trained alone, with copied weights.
@@ -181,8 +194,7 @@ class MultiTaskModule(LMModule):
 
     def prepare(self, batch: Batch) -> Batch:
         """Add to a batch what its tasks need."""
-        parts = parts_of(batch, self.names)
-        prepared = {name: at_work(self, name).prepare(part) for name, part in parts.items()}
+        prepared = {n: at_work(self, n).prepare(x) for n, x in parts_of(batch, self.names).items()}
         return cast(Batch, join_parts(prepared))
 
     def step(self, batch: Batch) -> StepOutput:
@@ -193,17 +205,10 @@ class MultiTaskModule(LMModule):
                 several the entries of each under `<task>/<entry>`.
 
         Returns:
-            Of one task its loss, number of items and logits. Of several the loss, 1 as the number,
-            for there is nothing that they all count, and no logits.
+            Of one task its loss, number of items and logits; of several the loss, 1 and no logits.
         """
-        parts = parts_of(batch, self.names)
-        outputs = {name: at_work(self, name).step(part) for name, part in parts.items()}
-        losses = {name: output.loss for name, output in outputs.items()}
-        if len(outputs) > 1:
-            items = torch.stack([output.items.detach().float() for output in outputs.values()])
-            shares = shares_of_ranks(items, self).unbind()
-            losses = {n: x * s.to(x) for (n, x), s in zip(losses.items(), shares, strict=True)}
-        logs = step_logs(self, outputs)
+        outputs = step_parts(self, batch)
+        losses, logs = losses_of_ranks(self, outputs), step_logs(self, outputs)
         see_losses(self, losses)
         loss = self.join_losses(losses)
         if len(outputs) == 1:
@@ -231,14 +236,7 @@ class MultiTaskModule(LMModule):
 
     def scores(self, output: StepOutput, batch: Batch) -> Scores:
         """Return what the one task of a batch says of it."""
-        parts = parts_of(batch, self.names)
-        if len(parts) > 1:
-            raise ValueError(
-                "a batch of all tasks has no scores of one kind, which a technique compares: give "
-                "the MultiTaskDataModule batches='one'"
-            )
-        ((name, part),) = parts.items()
-        return self.tasks[name].scores(output, part)
+        return scores_of_part(self, output, batch)
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """Return those of all tasks, each under `<task>/<name>`."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..surgery.config_history import config_data
+from ..surgery.task_adapter import keep_task, ledger_of_task, task_adapter_names
 from .base import LMModule
 
 if TYPE_CHECKING:
@@ -137,7 +138,9 @@ def plain_task(module: MultiTaskModule, name: str) -> LMModule:
     for part in module.grafted[name]:
         setattr(network.base_model, part, None)
     plain.network, plain.tokenizer = network, module.tokenizer
-    plain._ledger = module.ledger
+    if name in (names := task_adapter_names(module.ledger)):
+        keep_task(network, names, name)
+    plain._ledger = ledger_of_task(module.ledger, name)
     plain.base = task.base | {word: module.base[word] for word in ("fit",) if word in module.base}
     plain.metrics = copy.deepcopy(task.metrics)
     return plain.train(module.training)

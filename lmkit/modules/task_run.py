@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from ..functional.task_sampling import about_task
-from ..types import Batch
+from ..types import Batch, StepOutput
 from .frozen_base import settings_of
+from .scores import Scores
 from .step_log import evaluate
+from .task_adapters import activate, check_recomputed
 from .task_batches import parts_of
 from .task_networks import heads_of, known_task, share_encoder
 
@@ -24,7 +28,9 @@ __all__ = [
     "check_tasks",
     "evaluate_part",
     "find_unused",
-    "shares_of_ranks",
+    "losses_of_ranks",
+    "scores_of_part",
+    "step_parts",
 ]
 
 # Items may be weights, and add up to less than one.
@@ -47,10 +53,14 @@ def build_tasks(module: MultiTaskModule) -> None:
     del module.weighting
     module.weighting = weighting
     module.metrics = nn.ModuleDict({name: task.metrics for name, task in module.tasks.items()})
+    if module.task_adapters is not None:
+        module.operate(module.task_adapters)
 
 
 def at_work(module: MultiTaskModule, name: str) -> LMModule:
-    """Return the module of a task, in the mode and on the device of that of all.
+    """Return the module of a task, in the mode and on the device of that of all, to be run next.
+
+    Its adapters are the active ones from then on, where tasks have some.
 
     Raises:
         ValueError: there is no such task.
@@ -60,6 +70,7 @@ def at_work(module: MultiTaskModule, name: str) -> LMModule:
     task.training, task.network.training = module.training, module.network.training
     if task.device != module.device:
         task.to(module.device)
+    activate(module, name)
     return task
 
 
@@ -67,6 +78,22 @@ def evaluate_part(module: MultiTaskModule, batch: Batch, stage: str, batch_idx: 
     """Update and log the metrics of the task of a batch."""
     ((name, part),) = parts_of(batch, module.names).items()
     evaluate(at_work(module, name), part, stage, batch_idx, module, f"{name}/")
+
+
+def scores_of_part(module: MultiTaskModule, output: StepOutput, batch: Batch) -> Scores:
+    """Return what the one task of a batch says of it.
+
+    Raises:
+        ValueError: it is a batch of several.
+    """
+    parts = parts_of(batch, module.names)
+    if len(parts) > 1:
+        raise ValueError(
+            "a batch of all tasks has no scores of one kind, which a technique compares: give "
+            "the MultiTaskDataModule batches='one'"
+        )
+    ((name, part),) = parts.items()
+    return module.tasks[name].scores(output, part)
 
 
 def check_tasks(module: MultiTaskModule, stage: str) -> None:
@@ -100,7 +127,7 @@ def check_tasks(module: MultiTaskModule, stage: str) -> None:
                 task.setup(stage)
 
 
-def find_unused(module: MultiTaskModule) -> None:
+def find_unused(module: MultiTaskModule, stage: str) -> None:
     """Let DDP expect that heads get no gradient when their tasks have no turn.
 
     Raises:
@@ -109,7 +136,7 @@ def find_unused(module: MultiTaskModule) -> None:
     strategy = module.trainer.strategy
     data = getattr(module.trainer, "datamodule", None)
     all_in_each = len(module.tasks) == 1 or getattr(data, "batches", "one") == "all"
-    if not isinstance(strategy, DDPStrategy) or all_in_each:
+    if stage != "fit" or not isinstance(strategy, DDPStrategy) or all_in_each:
         return
     given = strategy._ddp_kwargs
     if given.get("static_graph") or given.get("find_unused_parameters") is False:
@@ -121,7 +148,26 @@ def find_unused(module: MultiTaskModule) -> None:
     given["find_unused_parameters"] = True
 
 
-def shares_of_ranks(items: Tensor, module: MultiTaskModule) -> Tensor:
+def step_parts(module: MultiTaskModule, batch: Batch) -> dict[str, StepOutput]:
+    """Return what the step of each task in a batch gives."""
+    parts = parts_of(batch, module.names)
+    check_recomputed(module, len(parts))
+    return {name: at_work(module, name).step(part) for name, part in parts.items()}
+
+
+def losses_of_ranks(
+    module: MultiTaskModule, outputs: Mapping[str, StepOutput]
+) -> dict[str, Tensor]:
+    """Return the loss of each task by name; of several, so that their mean over ranks is right."""
+    losses = {name: output.loss for name, output in outputs.items()}
+    if len(outputs) == 1:
+        return losses
+    items = torch.stack([output.items.detach().float() for output in outputs.values()])
+    shares = _shares_of_ranks(items, module).unbind()
+    return {n: x * s.to(x) for (n, x), s in zip(losses.items(), shares, strict=True)}
+
+
+def _shares_of_ranks(items: Tensor, module: MultiTaskModule) -> Tensor:
     """Return by what to multiply mean losses so that their mean over ranks is that over all items.
 
     Args:
