@@ -181,7 +181,8 @@ def test_tags_follow_their_words(make, label_pieces):
 
 
 def test_packed_sentences_keep_their_numbers(make):
-    data = make(task_files.tagged_words, TokenClassificationDataModule, transforms=DELETE)
+    words = TokenClassificationDataModule
+    data = make(task_files.tagged_words, words, transforms=DELETE, batching="pack")
     module = TokenClassificationModule(
         tiny.MASKED["bert"] | named(*data.labels), learning_rate=1e-3
     )

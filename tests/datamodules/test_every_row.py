@@ -206,6 +206,7 @@ def test_what_a_teacher_said_of_each_token_is_found_in_training(make, tmp_path, 
     """A teacher that says each token's id: it must stand where the token stands."""
     data = make(kind.removeprefix("packed "))
     packed = kind == "packed tags"
+    data.batching = "pack" if packed else getattr(data, "batching", None)
     data.trainer = SimpleNamespace(
         global_rank=0,
         world_size=1,

@@ -255,7 +255,7 @@ class Keep(Callback):
 
 @pytest.mark.parametrize("model", ["bert", "roberta", "distilbert", "electra", "modernbert"])
 def test_sentences_that_share_a_row_are_trained_on_as_if_each_were_alone(model, tmp_path):
-    module, data = make(tmp_path, model=model)
+    module, data = make(tmp_path, model=model, batching="pack")
     keep = Keep()
     make_trainer(keep, max_steps=2).fit(module, data)
     table, module = data.table("train"), module.eval()
@@ -268,12 +268,21 @@ def test_sentences_that_share_a_row_are_trained_on_as_if_each_were_alone(model, 
         assert torch.allclose(one.loss, other.loss, atol=1e-5)
 
 
+def test_sentences_have_rows_of_their_own_unless_they_are_to_share_them(tmp_path):
+    module, data = make(tmp_path)
+    keep = Keep()
+    make_trainer(keep, max_steps=2).fit(module, data)
+    assert all(len(b["index"]) == 8 and "segment_ids" not in b for b in keep.batches)
+    with pytest.raises(ValueError, match="batching must be one of pad, pack, got 'bucket'"):
+        make(tmp_path, batching="bucket")
+
+
 def test_sentences_have_rows_of_their_own_where_the_network_would_mix_them(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise ValueError("it mixes them")
 
     monkeypatch.setattr(subject, "check_packing", refuse)
-    module, data = make(tmp_path)
+    module, data = make(tmp_path, batching="pack")
     keep = Keep()
     make_trainer(keep, max_steps=2).fit(module, data)
     assert all(len(b["index"]) == 8 and "segment_ids" not in b for b in keep.batches)
