@@ -139,6 +139,8 @@ def _report(words: list[str]) -> Callable[[], int]:
 
 def _shape(text: str) -> tuple[int, int]:
     rows, _, tokens = text.partition("x")
+    if not (rows.isdecimal() and tokens.isdecimal() and int(rows) and int(tokens)):
+        raise argparse.ArgumentTypeError(f"must be ROWSxTOKENS, such as 1x32, got {text!r}")
     return int(rows), int(tokens)
 
 

@@ -17,11 +17,13 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from .adapters.ownership import check_module
 from .datamodules.source import FileSource, TextOptions, expand_files
 from .datamodules.text_rows import Document
+from .export_network import is_rounded
 from .exporting import export
 from .loading import load
 from .modules import LMModule
 from .modules.checks import require_tokenizer
 from .modules.network import MissingModelError, named_config
+from .modules.onnx_network import OnnxNetwork
 from .surgery.vocabulary import TrimVocabulary, id_ranges, needed_ids
 from .tokenization import load_tokenizer
 from .tokenization.trimming import count_tokens, trim_tokenizer
@@ -69,9 +71,10 @@ def trim_vocabulary(module: LMModule, texts: Iterable[str], min_count: int = 1) 
 
     Raises:
         TypeError: `module` is none of lmkit, or `texts` is one text.
-        ValueError: there are no texts; the tokenizer is missing, a slow one, of another vocabulary
-            than the network, or of a kind that cannot be trimmed; the module trains a second
-            network over the vocabulary; the network cannot be trimmed; or it then says otherwise.
+        ValueError: there are no texts; the network is quantized; the tokenizer is missing, a slow
+            one, of another vocabulary than the network, or of a kind that cannot be trimmed; the
+            module trains a second network over the vocabulary; the network cannot be trimmed; or it
+            then says otherwise.
 
     Example:
         >>> from lmkit.modules import MaskedLMModule
@@ -85,6 +88,8 @@ def trim_vocabulary(module: LMModule, texts: Iterable[str], min_count: int = 1) 
     """
     check_module(module, "trim_vocabulary", "trim_network(network, tokenizer, texts)")
     module.configure_model()
+    if isinstance(module.network, OnnxNetwork):
+        raise ValueError("an ONNX model cannot be trimmed: trim what it was exported from")
     if len(module.networks) > 1:
         raise ValueError(
             f"{type(module).__name__} trains a second network over the same vocabulary, which "
@@ -219,6 +224,8 @@ def _trim(
             f"texts must be several texts, got {texts!r}; of a file they are "
             "lmkit.trimming.corpus_texts(file)"
         )
+    if is_rounded(network):
+        raise ValueError("the network is quantized: trim it before, and quantize what is left")
     rows, known = _rows(network), set(tokenizer.get_vocab().values())
     if max(known) >= rows:
         raise ValueError(

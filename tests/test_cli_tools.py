@@ -108,7 +108,7 @@ def test_a_report_of_a_run_and_its_trimmed_export(
         ("report", 2, "REPORT"),
         ("report speed a", 2, "efficiency"),
         ("report efficiency", 2, "MODEL"),
-        ("report efficiency a --shapes 1by2", 2, "1by2"),
+        ("report efficiency a --shapes 1by2", 2, "must be ROWSxTOKENS, such as 1x32, got '1by2'"),
         ("report efficiency a/it b/it", 2, "two models are called 'it': give them names"),
         ("report efficiency a --data no.yaml", 2, "there is no config file no.yaml"),
         ("report efficiency ./nowhere", 1, "nowhere: './nowhere' is neither a checkpoint"),

@@ -22,6 +22,7 @@ from lmkit.modules import (
     SequenceClassificationModule,
 )
 from lmkit.surgery.lora import LoRA
+from lmkit.surgery.quantization import Quantize
 from lmkit.tokenization import load_tokenizer, train_tokenizer
 from lmkit.tokenization.trimming import TrimmedTokenizer
 from lmkit.trimming import corpus_texts, trim, trim_vocabulary
@@ -321,6 +322,19 @@ def test_what_cannot_be_trimmed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="adapters wrap it: merge them first"):
         trim_vocabulary(wrapped, TEXTS)
     assert wrapped.tokenizer is bare.tokenizer and len(wrapped.ledger) == 1
+    rounded = MaskedLMModule(tiny.MASKED["bert"])
+    rounded.tokenizer = bare.tokenizer
+    rounded.operate(Quantize())
+    with pytest.raises(ValueError, match="the network is quantized: trim it before"):
+        trim_vocabulary(rounded, TEXTS)
+
+
+def test_onnx_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    module = trained("sequence_classification", tmp_path)
+    lmkit.export(module, tmp_path / "onnx", format="onnx")
+    with pytest.raises(ValueError, match="cannot be trimmed: trim what it was exported from"):
+        trim_vocabulary(lmkit.load(tmp_path / "onnx"), TEXTS)
 
 
 def test_an_architecture_that_uses_ids_otherwise_is_found_out(

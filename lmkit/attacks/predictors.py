@@ -62,6 +62,7 @@ class Predictor:
         self.label_names: list[str] | None = None
         self.unknown, self.texts_read = "[UNK]", 0
         self._known = dict[str, Rows]()
+        self._largest = 0
         usual = _OF_FUNCTION
         if isinstance(given, SequenceClassificationModule):
             self._use(given)
@@ -91,6 +92,11 @@ class Predictor:
         if new:
             self.texts_read += len(new)
             rows = self._of_function(new) if self.module is None else self._of_module(new)
+            if self._largest >= len(rows[0]):
+                raise ValueError(
+                    f"labels has {self._largest}, and the predictor says probabilities of "
+                    f"{len(rows[0])} classes"
+                )
             if len(known) + len(new) > _KEPT:
                 # Not `clear`: what is known of these texts is still wanted below.
                 self._known = {text: known[text] for text in texts if text in known}
@@ -109,17 +115,19 @@ class Predictor:
         for label in labels:
             if isinstance(label, str):
                 if label not in names:
-                    known = (
-                        ", ".join(map(repr, names)) or "none, for it is a function: give numbers"
-                    )
-                    raise ValueError(f"labels has {label!r}, and the classes are {known}")
+                    known = ", ".join(map(repr, names))
+                    known = f"the classes are {known}" if names else "a function has no names"
+                    raise ValueError(f"labels has {label!r}, and {known}: give numbers")
                 made.append(names.index(label))
             else:
                 number = int(label)
+                if number != label:
+                    raise ValueError(f"labels must be names or numbers of classes, got {label!r}")
                 if number < 0 or (names and number >= len(names)):
                     bound = f" of {len(names)}" if names else ""
                     raise ValueError(f"labels has {number}, which is the number of no class{bound}")
                 made.append(number)
+        self._largest = max(made, default=0)
         return made
 
     def _use(self, module: SequenceClassificationModule) -> None:

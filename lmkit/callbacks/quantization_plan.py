@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from ..functional.smoothing import check_alpha
@@ -177,8 +178,6 @@ class QuantizationPlan:
         Quantize(**vars(found.surgery))(rounded)
         put_calibration(rounded, found.factors, found.scales)
         groups = _sharing(module.network, found.layers)
-        replacements = {name: rounded.get_submodule(name) for name in found.layers}
-        measured = scan(trainer, module, groups, replacements, self.calibration_batches)
         count = self.sensitivity
         count = count if isinstance(count, int) else math.ceil(count * len(groups))
         if count >= len(groups):
@@ -186,6 +185,9 @@ class QuantizationPlan:
                 f"sensitivity would leave all {len(groups)} layers out ({self.sensitivity}): give "
                 "less"
             )
+        replacements = {name: rounded.get_submodule(name) for name in found.layers}
+        rank_zero_info(f"sensitivity: measuring {len(groups)} layers, one after the other")
+        measured = scan(trainer, module, groups, replacements, self.calibration_batches)
         # Of equal ones the first in the network.
         worst = sorted(groups, key=lambda name: -measured[name])[:count]
         gone = {each for name in worst for each in groups[name]}

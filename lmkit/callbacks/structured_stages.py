@@ -74,6 +74,8 @@ class StructuredStages:
         Raises:
             ValueError: it cannot, or by `taylor` a layer is frozen.
         """
+        if self.plan.layers is not None and not self.past.has(module, "layers"):
+            check_layers(module.network, self.plan.layers)
         self.run.is_over |= self.past.has(module, "units")
         if not self.run.is_over and self.plan.kinds:
             self.look(trainer, module)
@@ -158,6 +160,26 @@ class StructuredStages:
             module.base = {**module.base, "weights": kept}
 
 
+def check_layers(network: Any, wanted: Any) -> None:
+    """Check that there are such layers, and others.
+
+    Raises:
+        ValueError: there are not.
+    """
+    paths = stack_paths(network)
+    depths = [len(network.get_submodule(path)) for path in paths.values()]
+    least = len(wanted) if isinstance(wanted, list) else wanted
+    if not isinstance(least, int) or any(least >= depth for depth in depths):
+        raise ValueError(
+            f"layers={wanted} removes nothing from a network of {' and '.join(map(str, depths))} "
+            "layers: keep fewer"
+        )
+    if isinstance(wanted, list) and wanted[-1] >= min(depths):
+        raise ValueError(
+            f"layers must be numbers from 0 to {min(depths) - 1} in increasing order, got {wanted}"
+        )
+
+
 def remove_layers(
     trainer: Trainer, module: LMModule, plan: StructuredPlan, chosen: Mapping[str, Any]
 ) -> RemoveUnits:
@@ -172,17 +194,8 @@ def remove_layers(
     Raises:
         ValueError: there are no more layers than that.
     """
-    network: Any = module.network
-    wanted = plan.layers
-    depths = {
-        stack: len(network.get_submodule(path)) for stack, path in stack_paths(network).items()
-    }
-    least = len(wanted) if isinstance(wanted, list) else wanted
-    if not isinstance(least, int) or any(least >= depth for depth in depths.values()):
-        raise ValueError(
-            f"layers={wanted} removes nothing from a network of "
-            f"{' and '.join(map(str, depths.values()))} layers: keep fewer"
-        )
+    network, wanted = module.network, plan.layers
+    check_layers(network, wanted)
     kept: Any = wanted
     if isinstance(wanted, int):
         how = plan.importance, plan.calibration_batches, plan.seed

@@ -141,6 +141,11 @@ class Augmentation:
             protection = Protection(**chosen.get("protect", {}))
             strength = chosen.get("strength", 1.0)
             if isinstance(strength, Mapping):
+                if strange := sorted(strength.keys() - vars(Ramp()).keys()):
+                    raise ValueError(
+                        "strength must be a number or a dictionary of start, stop, begin and end, "
+                        f"got {strange[0]!r}"
+                    )
                 strength = Ramp(**strength)
         except TypeError as error:
             raise ValueError(f"transform_options: {error}") from error

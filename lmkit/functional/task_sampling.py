@@ -169,16 +169,17 @@ def check_task_names(names: Iterable[object]) -> None:
 
 @contextmanager
 def about_task(name: str) -> Iterator[None]:
-    """Let a `ValueError` of what is done inside name its task.
+    """Let a `ValueError` of what is done inside name its task, and its own options.
 
     Example:
         >>> with about_task("ner"):
-        ...     raise ValueError("there are no train examples")
+        ...     raise ValueError("there are no train examples; pass --data.train_file=FILE")
         Traceback (most recent call last):
         ...
-        ValueError: task 'ner': there are no train examples
+        ValueError: task 'ner': there are no train examples; pass --data.tasks.ner.train_file=FILE
     """
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"task {name!r}: {error}") from error
+        said = str(error).replace("--data.", f"--data.tasks.{name}.")
+        raise ValueError(f"task {name!r}: {said}") from error

@@ -110,7 +110,7 @@ class GradientAggregation:
             if hasattr(callback, "perturbs_embeddings"):
                 raise ValueError(
                     f"{type(callback).__name__} makes passes of its own, whose gradients belong to "
-                    "no task: leave out it or the aggregation"
+                    "no task: leave it or the aggregation out"
                 )
         if isinstance(trainer.strategy.model, DistributedDataParallel):
             # Its reducer would wait for hooks that gradients of single tasks do not run.

@@ -42,11 +42,19 @@ def _proposer_of(model: str) -> _Proposer:
     tokenizer = load_tokenizer(model)
     require_mask_token(tokenizer)
     try:
-        network = AutoModelForMaskedLM.from_pretrained(model).eval()
+        loaded: Any = AutoModelForMaskedLM.from_pretrained(model, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model: {model!r} cannot be loaded as a masked language model: {error}"
         ) from error
+    network, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"model: {model!r} is an encoder without the head of a masked language model "
+            f"({missing[0]} is not there), and would propose at random: give one that has it, "
+            "or train one (lmkit fit -c masked_lm_head)"
+        )
+    network.eval()
     size = network.get_input_embeddings().weight.shape[0]
     words: list[str | None] = [None] * size
     for word, number in whole_words(tokenizer).items():

@@ -108,7 +108,7 @@ class RandomSubstitution(WordTransform):
     def counts(self) -> WordCounts:
         """How often words were met."""
         if isinstance(self.source, str):
-            with Path(self.source).open(encoding="utf-8") as lines:
+            with self._file().open(encoding="utf-8") as lines:
                 return count_words(line for line in lines if line.strip())
         words: dict[str, int] = dict(Counter(self.source))
         return WordCounts(dict(sorted(words.items())), {}, 0)
@@ -117,7 +117,16 @@ class RandomSubstitution(WordTransform):
         """Return the digest of the file."""
         if not isinstance(self.source, str):
             return {}
-        return {"words": hashlib.sha256(Path(self.source).read_bytes()).hexdigest()}
+        return {"words": hashlib.sha256(self._file().read_bytes()).hexdigest()}
+
+    def _file(self) -> Path:
+        path = Path(str(self.source))
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"source: there is no file {str(path)!r}; give one with a text a line, a list of "
+                "words, or counts"
+            )
+        return path
 
     def idf(self, word: str) -> float:
         """Return log(N / d) of a word in small letters."""

@@ -151,8 +151,12 @@ def test_what_is_no_predictor_or_label_is_refused() -> None:
         attack.run(module, ["a"], ["loud"])
     with pytest.raises(ValueError, match="labels has 2, which is the number of no class of 2"):
         attack.run(module, ["a"], [2])
-    with pytest.raises(ValueError, match="it is a function: give numbers"):
+    with pytest.raises(ValueError, match="a function has no names: give numbers"):
         attack.run(Bag({}), ["a"], ["wild"])
+    with pytest.raises(ValueError, match=r"must be names or numbers of classes, got 0\.5"):
+        attack.run(Bag({}), ["a"], [0.5])
+    with pytest.raises(ValueError, match="labels has 5, and the predictor says probabilities of 2"):
+        attack.run(Bag({}), ["a"], [5])
     for texts, labels in (([], []), (["a"], [0, 1])):
         with pytest.raises(ValueError, match="texts and one label for each"):
             attack.run(Bag({}), texts, labels)

@@ -250,6 +250,8 @@ def test_layers_that_unfreeze_later_are_the_same_weights_when_they_are_cut(tmp_p
         (lambda: [pruning(layers=2, **AT_ONCE)], "layers=2 removes nothing from a network of 2"),
         (lambda: [pruning(layers=[0, 5], **AT_ONCE)], "layers=.* removes nothing"),
         (lambda: [pruning(layers=[5], **AT_ONCE)], "numbers from 0 to 1"),
+        (lambda: [pruning(layers=[5])], "numbers from 0 to 1"),
+        (lambda: [pruning(layers=2)], "layers=2 removes nothing from a network of 2"),
         (lambda: [pruning(hidden=16, **AT_ONCE)], "hidden=16 removes nothing from 16"),
     ],
 )

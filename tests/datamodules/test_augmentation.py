@@ -256,7 +256,7 @@ def test_objects_become_plain_data():
         ({"transforms": DELETE, "augmentations_per_example": 0}, "augmentations_per_example must"),
         ({"transforms": DELETE, "transform_options": {"much": 1}}, "got 'much'"),
         ({"transforms": DELETE, "transform_options": {"strength": 2}}, r"lie in \[0, 1\], got 2"),
-        ({"transforms": DELETE, "transform_options": {"strength": {"first": 0}}}, "first"),
+        ({"transforms": DELETE, "transform_options": {"strength": {"first": 0}}}, "got 'first'"),
         ({"transforms": DELETE, "transform_options": {"protect": {"name": True}}}, "name"),
         ({"transforms": DELETE, "transform_options": {"splits": "train"}}, "must be a list"),
         ({"transforms": DELETE, "transform_options": {"splits": ["dev"]}}, "train, val, test"),

@@ -173,3 +173,12 @@ def test_bad_arguments(tmp_path):
     bare = ContextualReplacement(str(tmp_path / "bare"), 1.0)
     with pytest.raises(ValueError, match=r"model: .* cannot be loaded as a masked language model"):
         bare(["birds"], None, np.random.default_rng(0))
+
+
+def test_an_encoder_without_a_head_proposes_nothing(model, tmp_path):
+    network = AutoModelForMaskedLM.from_pretrained(model)
+    network.base_model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    change = ContextualReplacement(str(tmp_path), alpha=1.0)
+    with pytest.raises(ValueError, match="without the head of a masked language model"):
+        change(WORDS, None, np.random.default_rng(0))
