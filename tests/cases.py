@@ -204,8 +204,6 @@ CASES = [
             "covers": ("GradientConflictCallback",),
         },
         linear=False,  # a window is the mean of its batches, each a sum over tasks
-        watches=True,
-        callbacks=lambda: [callbacks.GradientConflictCallback(every_n_steps=1)],
     ),
     Case(
         "regression",

@@ -114,8 +114,20 @@ def test_setup_twice_is_setup_once(case: Case, tmp_path: Path) -> None:
     assert set(module.state_dict()) == keys and module.ledger == ledger
 
 
-@EACH
-@pytest.mark.parametrize("workers", [0, 2])
+#: Workers make the batches of a data module, whatever the callbacks do with them.
+WITH_WORKERS = [
+    pytest.param(
+        case,
+        workers,
+        id=f"{case.name}-{workers}",
+        marks=pytest.mark.slow if workers and case.callbacks() else (),
+    )
+    for case in CASES
+    for workers in (0, 2)
+]
+
+
+@pytest.mark.parametrize(("case", "workers"), WITH_WORKERS)
 def test_interrupted_and_resumed_is_uninterrupted(case: Case, workers: int, tmp_path: Path) -> None:
     # 3 batches of 8 rows an epoch would be few: batches of 2 rows give over ten, windows of 3.
     settings: dict[str, Any] = {

@@ -42,8 +42,8 @@ def test_drift_is_noticed(builder, tmp_path, monkeypatch, capsys):
     assert "a.ipynb" in capsys.readouterr().err
 
 
-#: Those that take half a minute, though shortened.
-LONG = ("04_distillation", "05_compression")
+#: Those that take up to half a minute, though shortened.
+LONG = ("03_parameter_efficient_tuning", "04_distillation", "05_compression")
 
 
 @pytest.mark.parametrize(

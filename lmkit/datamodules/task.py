@@ -232,8 +232,8 @@ class TaskDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> PlannedLoader:
         """Return the rows of `predict_file`, in order; labels are not needed, nor looked at."""
-        self._tables["predict"] = prediction_table(self)
-        return prediction_loader(self)
+        self._tables["predict"] = table = prediction_table(self)
+        return prediction_loader(self, table)
 
     def row_count(self, split: str = "train") -> int:
         """Return how many rows a split has, as training or evaluation has them."""

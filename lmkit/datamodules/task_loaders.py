@@ -41,9 +41,8 @@ def evaluation_loader(data: TaskDataModule, split: str) -> PlannedLoader:
     return PlannedLoader(plan, _collator(data, table, split), data.num_workers)
 
 
-def prediction_loader(data: TaskDataModule) -> PlannedLoader:
+def prediction_loader(data: TaskDataModule, table: ExampleTable) -> PlannedLoader:
     """Return the rows to predict on, in order."""
-    table = data.table("predict")
     plan = BatchPlan(len(table), _size(data, "predict"), *ranks(data.trainer))
     return PlannedLoader(plan, data.collator(table, training=False), data.num_workers)
 
