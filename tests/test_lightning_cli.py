@@ -213,7 +213,12 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
 @pytest.mark.parametrize("end", ["max_steps", "max_epochs"])
 @pytest.mark.parametrize(
     ("validate_every", "window", "save_every", "dies_at"),
-    [(1.0, 1, 100, 12), (4, 2, 3, 9), (3, 2, 1, 4), (0.5, 1, 5, 9)],
+    [
+        (1.0, 1, 100, 12),
+        (4, 2, 3, 9),
+        pytest.param(3, 2, 1, 4, marks=pytest.mark.slow),
+        pytest.param(0.5, 1, 5, 9, marks=pytest.mark.slow),
+    ],
 )
 def test_validations_and_best_checkpoints_survive_too(
     end, validate_every, window, save_every, dies_at, tmp_path, monkeypatch
