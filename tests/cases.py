@@ -221,7 +221,6 @@ CASES = [
         model={**tiny.MASKED["bert"], **named("O", "B-X", "I-X")},
         data=TokenClassificationDataModule,
         files=task_files.tagged_words,
-        data_settings={"batching": "pack"},
         metrics=("val/loss", "val/accuracy", "val/f1", "val/precision", "val/recall"),
         covers=("TokenClassificationModule", "TokenClassificationDataModule"),
     ),

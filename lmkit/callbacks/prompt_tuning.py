@@ -101,5 +101,5 @@ def refuse_packing(trainer: Trainer, technique: str) -> None:
         if getattr(data, name, None) == "pack":
             raise ValueError(
                 f"{technique} needs one text in a row, and the data module has {name}='pack'; pass "
-                f"{name}='bucket'"
+                f"{name}='bucket', or 'pad' for tagged words"
             )

@@ -366,6 +366,7 @@ def test_of_each_task_the_gradient_is_that_by_hand_also_of_packed_rows(task, tmp
         max_steps=1,
         module={"optimizer": sgd, "learning_rate": 1.0, "weight_decay": 0.0, "dropout": 0.0}
         | {"schedule": "constant"},
+        data={"batching": "pack"} if task == "token_classification" else None,
     )
     batch = kept["batch"]
     assert ("segment_ids" in batch) == (task in ("masked_lm", "token_classification"))
