@@ -7,10 +7,21 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-__all__ = ["IGNORE_INDEX", "Batch", "Objective", "ObjectiveWrapper", "StepOutput", "Surgery"]
+__all__ = [
+    "IGNORE_INDEX",
+    "VIEW_PREFIX",
+    "Batch",
+    "Objective",
+    "ObjectiveWrapper",
+    "StepOutput",
+    "Surgery",
+]
 
 #: The label of a position that is no target, as `torch.nn.functional.cross_entropy` has it.
 IGNORE_INDEX = -100
+
+#: Entries of a batch under this prefix are those of another view of its examples.
+VIEW_PREFIX = "view_"
 
 #: Named tensors with the example as their first dimension, e.g. `input_ids` of shape `[B, L]`.
 Batch = dict[str, Tensor]

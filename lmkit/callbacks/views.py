@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..functional import mix
 from ..functional.cutoff import cut_features, cut_span, cut_tokens
-from ..types import Batch, Objective, StepOutput
+from ..types import VIEW_PREFIX, Batch, Objective, StepOutput
 from .adversary import Adversary, check_share
 from .perturbed_embedding import Move, PerturbedEmbedding, Tokens, tokens_of
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CUTOFFS",
-    "PREFIX",
     "AdversarialView",
     "BatchView",
     "CutoffView",
@@ -28,8 +27,6 @@ __all__ = [
 
 #: What cutoff may take away.
 CUTOFFS = ("token", "span", "feature")
-#: Entries of a batch under this prefix are those of its other view.
-PREFIX = "view_"
 
 # The stream of what is cut off, beside that of starts.
 _CUT = 0x5851F42D
@@ -70,8 +67,10 @@ class BatchView(View):
         self, owner: ConsistencyCallback, objective: Objective, batch: Batch, seen: Seen
     ) -> StepOutput:
         """Return what the objective says of the view in the batch."""
-        other = {n.removeprefix(PREFIX): t for n, t in batch.items() if n.startswith(PREFIX)}
-        plain = {n: t for n, t in batch.items() if not n.startswith(PREFIX)}
+        other = {
+            n.removeprefix(VIEW_PREFIX): t for n, t in batch.items() if n.startswith(VIEW_PREFIX)
+        }
+        plain = {n: t for n, t in batch.items() if not n.startswith(VIEW_PREFIX)}
         return owner.run(objective, {**plain, **other})
 
 
@@ -82,7 +81,7 @@ def has_view(batch: Batch) -> bool:
         >>> has_view({"input_ids": Tensor(), "view_input_ids": Tensor()})
         True
     """
-    return any(name.startswith(PREFIX) for name in batch)
+    return any(name.startswith(VIEW_PREFIX) for name in batch)
 
 
 class CutoffView(View):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,9 +22,10 @@ from ..transforms import (
     transforms_from,
 )
 from .batch_plan import check_positive
-from .changed_batches import EXAMPLE, ChangedBatches, planned_epochs
+from .changed_batches import EXAMPLE, ChangedBatches
 from .example_table import ExampleTable
 from .loader import Collate
+from .trainer_facts import planned_epochs, ranks
 
 if TYPE_CHECKING:
     from .task import TaskDataModule
@@ -212,10 +214,18 @@ class Augmentation:
                 f"max_length={data.max_length} tokens, and so several rows: give a larger "
                 "max_length, or augmentations_per_example, which changes them before they are cut"
             )
-        follows = isinstance(self.strength, Ramp) and split == "train"
-        return ChangedBatches(self, data, table, planned_epochs(data) if follows else 1, usual)
+        epochs: int | None = 1
+        if isinstance(self.strength, Ramp) and split == "train":
+            size = data.batch_size * ranks(data.trainer)[1]
+            epochs = planned_epochs(data.trainer, math.ceil(len(table) / size))
+        if epochs is None:
+            raise ValueError(
+                "strength follows the share of the run that is done, and this one has no end: give "
+                "the trainer max_epochs"
+            )
+        return ChangedBatches(self, data, table, epochs, usual)
 
-    def rewriter(self, rng: np.random.Generator, progress: float = 0.0) -> Rewriter:
+    def rewriter(self, rng: np.random.Generator, progress: float = 1.0) -> Rewriter:
         """Return what changes the words of one example, at a share of the run."""
         strength = self.strength.at(progress) if isinstance(self.strength, Ramp) else self.strength
         return Rewriter(self.transform, rng, self.protection, strength)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..transforms import example_rng
-from ..types import Batch
+from ..types import VIEW_PREFIX, Batch
 from .example_table import ExampleTable
 from .loader import Collate
 from .text_rows import BadRows
@@ -20,12 +19,12 @@ if TYPE_CHECKING:
     from .augmentation import Augmentation
     from .task import TaskDataModule
 
-__all__ = ["EXAMPLE", "ChangedBatches", "planned_epochs"]
+__all__ = ["EXAMPLE", "ChangedBatches"]
 
 #: The column of the examples as they were read.
 EXAMPLE = "example"
-# What stands before the names of a view, and what a network reads of it.
-_VIEW, _SEEN = "view_", ("input_ids", "attention_mask", "token_type_ids")
+# What a network reads of a view.
+_SEEN = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class ChangedBatches:
@@ -35,7 +34,7 @@ class ChangedBatches:
         how: which changes.
         data: encodes examples.
         table: has the column `EXAMPLE`.
-        epochs: of the run, over which the strength may change.
+        epochs: of the run, over which the strength may change; 1 is all of it at once.
         usual: makes batches of the table, which are of the same kind.
     """
 
@@ -56,7 +55,8 @@ class ChangedBatches:
         """Return the batch of these examples, int64 `[B]`, -1 for a filler row."""
         there = rows[rows >= 0]
         if not len(there):
-            return self._joined(rows, epoch, self.usual(epoch, rows))
+            usual = self.usual(epoch, rows)
+            return {**usual, **_view(usual)} if self.how.view else usual
         places = torch.full_like(rows, -1)
         places[rows >= 0] = torch.arange(len(there))
         collate: Any = copy.copy(self.usual)
@@ -64,10 +64,10 @@ class ChangedBatches:
         made: Batch = collate(epoch, places)
         for name in {"index", "segment_index"} & made.keys():
             made[name] = torch.where(made[name] < 0, -1, there[made[name].clamp(min=0)])
-        return self._joined(rows, epoch, made)
+        return {**self.usual(epoch, rows), **_view(made)} if self.how.view else made
 
     def _changed(self, epoch: int, numbers: list[int]) -> ExampleTable:
-        progress = min(1.0, epoch / max(1, self.epochs - 1))
+        progress = min(1.0, epoch / (self.epochs - 1)) if self.epochs > 1 else 1.0
         known = [json.loads(self.table.text(EXAMPLE, number)) for number in numbers]
         examples = [self.data.example_type(*fields) for fields in known]
         draws = (example_rng(self.data.seed, epoch, number) for number in numbers)
@@ -89,28 +89,6 @@ class ChangedBatches:
             columns["token_type_ids"] = [[0] * len(ids) for ids in columns["input_ids"]]
         return columns
 
-    def _joined(self, rows: Tensor, epoch: int, made: Batch) -> Batch:
-        if not self.how.view:
-            return made
-        seen = {f"{_VIEW}{n}": made[n] for n in _SEEN if n in made}
-        return {**self.usual(epoch, rows), **seen}
 
-
-def planned_epochs(data: TaskDataModule) -> int:
-    """Return how many epochs a run has.
-
-    Raises:
-        ValueError: it has no end.
-    """
-    trainer = data.trainer
-    epochs = getattr(trainer, "max_epochs", None)
-    if epochs is not None and epochs > 0:
-        return int(epochs)
-    steps = getattr(trainer, "max_steps", -1)
-    if trainer is None or steps is None or steps < 1:
-        raise ValueError(
-            "strength follows the share of the run that is done, and this one has no "
-            "end: give the trainer max_epochs"
-        )
-    batches = math.ceil(data.row_count() / data.batch_size / max(1, trainer.world_size))
-    return max(1, math.ceil(steps * trainer.accumulate_grad_batches / batches))
+def _view(batch: Batch) -> Batch:
+    return {f"{VIEW_PREFIX}{name}": batch[name] for name in _SEEN if name in batch}

@@ -98,7 +98,7 @@ def test_no_strength_is_no_change_and_a_ramp_rises(make):
     none = make(transforms=DELETE, transform_options={"strength": 0.0})
     assert rows(none.train_dataloader()) == plain
     ramp = make(transforms=DELETE, transform_options={"strength": {"start": 0.0, "stop": 1.0}})
-    trainer = make_trainer(max_epochs=3)
+    trainer = make_trainer(max_epochs=3, max_steps=-1)
     ramp.trainer = trainer
     epochs = []
     loader = ramp.train_dataloader()
@@ -110,6 +110,10 @@ def test_no_strength_is_no_change_and_a_ramp_rises(make):
     trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = -1, -1
     with pytest.raises(ValueError, match="give the trainer max_epochs"):
         ramp.train_dataloader()
+    how = {"strength": {"start": 0.0, "stop": 1.0}, "splits": ["val"]}
+    at_the_end = make(transforms=DELETE, transform_options=how)  # an evaluation has no course
+    whole = make(transforms=DELETE, transform_options={"splits": ["val"]})
+    assert rows(at_the_end.val_dataloader()) == rows(whole.val_dataloader())
 
 
 def test_copies_train_beside_their_examples(make):
