@@ -15,6 +15,7 @@ from ..modules.optimizer import planned_steps
 from ..surgery import from_spec
 from ..surgery.blocks import stack_paths
 from ..surgery.hidden_width import find_hidden
+from ..surgery.layers import check_layers
 from ..surgery.structured_pruning import RemoveUnits, removal
 from .removal import remove_in_fit
 from .removal_ledger import RemovalLedger
@@ -75,7 +76,7 @@ class StructuredStages:
             ValueError: it cannot, or by `taylor` a layer is frozen.
         """
         if self.plan.layers is not None and not self.past.has(module, "layers"):
-            check_layers(module.network, self.plan.layers)
+            _check_depth(module.network, self.plan.layers)
         self.run.is_over |= self.past.has(module, "units")
         if not self.run.is_over and self.plan.kinds:
             self.look(trainer, module)
@@ -160,26 +161,6 @@ class StructuredStages:
             module.base = {**module.base, "weights": kept}
 
 
-def check_layers(network: Any, wanted: Any) -> None:
-    """Check that there are such layers, and others.
-
-    Raises:
-        ValueError: there are not.
-    """
-    paths = stack_paths(network)
-    depths = [len(network.get_submodule(path)) for path in paths.values()]
-    least = len(wanted) if isinstance(wanted, list) else wanted
-    if not isinstance(least, int) or any(least >= depth for depth in depths):
-        raise ValueError(
-            f"layers={wanted} removes nothing from a network of {' and '.join(map(str, depths))} "
-            "layers: keep fewer"
-        )
-    if isinstance(wanted, list) and wanted[-1] >= min(depths):
-        raise ValueError(
-            f"layers must be numbers from 0 to {min(depths) - 1} in increasing order, got {wanted}"
-        )
-
-
 def remove_layers(
     trainer: Trainer, module: LMModule, plan: StructuredPlan, chosen: Mapping[str, Any]
 ) -> RemoveUnits:
@@ -195,7 +176,7 @@ def remove_layers(
         ValueError: there are no more layers than that.
     """
     network, wanted = module.network, plan.layers
-    check_layers(network, wanted)
+    _check_depth(network, wanted)
     kept: Any = wanted
     if isinstance(wanted, int):
         how = plan.importance, plan.calibration_batches, plan.seed
@@ -256,3 +237,20 @@ def on_one_rank(trainer: Trainer, make: Callable[[], Any]) -> Any:
 def owned(optimizer: Optimizer) -> set[int]:
     """Return the identities of what an optimizer holds."""
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def _check_depth(network: Any, wanted: Any) -> None:
+    """Check that there are such layers, or as many, and others beside them.
+
+    Raises:
+        ValueError: there are not.
+    """
+    depths = [len(network.get_submodule(path)) for path in stack_paths(network).values()]
+    least = len(wanted) if isinstance(wanted, list) else wanted
+    if not isinstance(least, int) or any(least >= depth for depth in depths):
+        raise ValueError(
+            f"layers={wanted} removes nothing from a network of {' and '.join(map(str, depths))} "
+            "layers: keep fewer"
+        )
+    if isinstance(wanted, list):
+        check_layers(network, wanted)

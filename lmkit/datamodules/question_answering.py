@@ -64,11 +64,10 @@ class QuestionAnsweringDataModule(TaskDataModule):
             `lmkit.transforms`, each a name or a dictionary of `class_path` and `init_args`; see
             `docs/text_augmentation.md`.
         augmentations_per_example: make so many changed copies of each example, once, which train
-            beside it. Needed with `transforms`: a changed context has
-            other windows, so that none can be changed while a batch is made.
+            beside it. Needed with `transforms`: a changed context has other windows, so that none
+            can be changed while a batch is made.
         transform_options: a dictionary of `strength`, in `[0, 1]`, what the rates of all are
-            multiplied by (or `{"start": 0.0, "stop": 1.0}`, to change it in the course of a run);
-            `protect`, arguments of `Protection`.
+            multiplied by, and `protect`, arguments of `Protection`.
         tokenizer: hub name or folder, of a fast one; by default the model's own.
         max_length: tokens in a row, special tokens included.
         doc_stride: tokens that neighbouring windows share, as transformers' `stride`. (BERT's

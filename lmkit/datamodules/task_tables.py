@@ -232,8 +232,6 @@ def _make(
         examples["train"] = few_of_each(
             examples["train"], data.examples_per_class, data.seed, data.stratum
         )
-    if data.augmentation is not None and "train" in examples:
-        examples["train"] = data.augmentation.with_copies(data, examples["train"])
     # Those to validate on do not tell which classes there are to train.
     alone = "unlabelled" in sources and "train" not in examples
     data.labels = align_labels(data.label_names([] if alone else named), own, trained)
@@ -243,6 +241,8 @@ def _make(
             "names for them; pass train_file (--data.train_file=FILE) too, or name them in the "
             "model's config as id2label"
         )
+    if data.augmentation is not None and "train" in examples:
+        examples["train"] = data.augmentation.with_copies(data, examples["train"])
     if "unlabelled" in sources:
         # Behind the others, whose order and numbers stay as they are.
         more = _read_unlabelled(data, sources["unlabelled"], "unlabelled_file")

@@ -266,9 +266,11 @@ class TokenClassificationDataModule(TaskDataModule):
         if tags is None:
             words = rewriter.words(example.words)
         else:
-            words, tags, _ = rewriter.tagged(
-                example.words, to_bio(tags) if self._spells_entities else tags
-            )
+            try:
+                tags = to_bio(tags) if self._spells_entities else tags
+            except ValueError:
+                return example  # `encode` names its line
+            words, tags, _ = rewriter.tagged(example.words, tags)
         return TaggedText(words, tags, "", join_words(words)[1], [], example.file, example.line)
 
     def texts(self, example: TaggedText) -> tuple[str, ...]:

@@ -184,6 +184,35 @@ def test_tags_follow_their_words(make, label_pieces):
             assert tags == made.labels
 
 
+def test_copies_of_other_schemes_are_of_bio(make, tmp_path):
+    lines = "the O\nquick B-X\nfox E-X\nin O\nParis S-Y\n\n" * 6
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.conll").write_text(lines)
+    files = {f"{split}_file": str(tmp_path / f"{split}.conll") for split in ("train", "val")}
+    data = make(
+        task_files.tagged_words,
+        TokenClassificationDataModule,
+        transforms=DELETE,
+        augmentations_per_example=1,
+        **files,
+    )
+    table = data.table("train")
+    assert data.labels == ["O", "B-X", "I-X", "B-Y", "I-Y"] and len(table) > 6
+    for row in range(len(table)):
+        labels = [data.labels[n] for n in table.ragged("word_labels")[row]]
+        assert len(labels) == len(table.ragged("word_starts")[row])
+        assert all(label in ("O", "B-X", "I-X", "B-Y") for label in labels)
+    (tmp_path / "train.conll").write_text(lines + "wrong Q-X\n")
+    with pytest.raises(ValueError, match="line 37"):
+        make(
+            task_files.tagged_words,
+            TokenClassificationDataModule,
+            transforms=DELETE,
+            augmentations_per_example=1,
+            **files,
+        )
+
+
 def test_packed_sentences_keep_their_numbers(make):
     words = TokenClassificationDataModule
     data = make(task_files.tagged_words, words, transforms=DELETE, batching="pack")
