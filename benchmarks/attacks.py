@@ -33,6 +33,9 @@ from lmkit.attacks import WordAttack
 from lmkit.transforms import split_words
 from lmkit.transforms.words import join_words
 
+#: Which words may change, and into which: the same for all ways.
+RULES = WordAttack()
+
 WAYS = ("lmkit", "each word", "each text")
 
 Ask = Callable[[Sequence[str]], np.ndarray]
@@ -142,10 +145,9 @@ class PlainLoop:
 
     def run(self) -> str:
         """Return the text that was found."""
-        rules = WordAttack()
-        fixed = rules.protect(self.words)
+        fixed = RULES.protect(self.words)
         choices = {
-            n: rules.candidates_of(self.words, n, 0) for n, stays in enumerate(fixed) if not stays
+            n: RULES.candidates_of(self.words, n, 0) for n, stays in enumerate(fixed) if not stays
         }
         places = [n for n, found in choices.items() if found]
         most = int(0.4 * sum(any(map(str.isalnum, word)) for word in self.words) + 1e-9)

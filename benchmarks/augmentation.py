@@ -166,7 +166,6 @@ def speed(options: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = arguments(__doc__)
-    parser.add_argument("--part", choices=["speed"], default="speed", help="what to measure")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of both sides")
     parser.add_argument("--sentences", type=int, default=500, help="short texts")
     parser.add_argument("--reviews", type=int, default=40, help="long texts")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from .back_translation_filter import Made, filter_translations
 from .back_translation_rows import read_rows, row_lines
 from .cache import write_whole
+from .datamodules.batch_plan import check_positive
 from .datamodules.source import expand_files, short_hash
 from .functional.random import mix
 from .journal import Journal
@@ -110,7 +111,7 @@ def back_translate(
         length_ratio: of translation to original.
         batch_size: texts that are translated at a time; of a command, in one run of it.
         seed: of the draws.
-        device: of the models; by default the accelerator, if there is one.
+        device: of the models; by default CUDA, if it is there.
         encoding: of the files.
         overwrite: replace a file that is there already.
 
@@ -252,12 +253,8 @@ def _check(
     length_ratio: tuple[float, float],
     least: float,
 ) -> None:
-    counts = {"copies": copies, "batch_size": batch_size}
-    counts |= {} if beams is None else {"beams": beams}
-    counts |= {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_positive(copies=copies, batch_size=batch_size)
+    check_positive(beams=beams, max_new_tokens=max_new_tokens)
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}; to search, give beams")
     if beams is not None and copies > 1:

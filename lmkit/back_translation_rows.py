@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .back_translation_filter import Made
-from .datamodules.records import choose_column
 from .datamodules.source import FileSource, TextOptions
 from .datamodules.table_files import Record, file_format, read_records
+from .datamodules.text_rows import guess_column
 
 __all__ = ["read_rows", "row_lines"]
 
-_USUAL = ("text", "sentence", "content")
 _ADDED = ("source_index", "similarity")
 
 
@@ -41,12 +40,7 @@ def read_rows(
             columns = list(record.values)
             place = f"{record.file}, line {record.line}"
             if column is None or column not in columns:
-                column = choose_column(columns, column, _USUAL, "text_column", place)
-                if column is None:
-                    raise ValueError(
-                        f"{place}: which column is the text? Pass text_column; there are "
-                        f"{', '.join(map(repr, columns))}"
-                    )
+                column = guess_column(columns, column, place)
             if not isinstance(record.values[column], str):
                 raise ValueError(
                     f"{place}: the value of {column!r} is "

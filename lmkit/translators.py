@@ -42,7 +42,7 @@ class ModelTranslator:
         beams: search with this many beams instead of drawing.
         max_new_tokens: how many tokens are written at most; by default 16 more than twice as many
             as the longest text of a batch has.
-        device: by default the accelerator, if there is one.
+        device: by default CUDA, if it is there.
 
     Raises:
         ValueError: there is no such model, or it is no encoder-decoder.

@@ -39,7 +39,7 @@ LAYERS: dict[str, set[str]] = {
     "onnx_int8": {"functional", "surgery"},
     "onnx_file": {"functional", "surgery", "modules", "comparison", "onnx_int8", "onnx_session"},
     "loading": {"types", "functional", "surgery", "tokenization", "modules", "adapters"},
-    "attacks": {"types", "functional", "tokenization", "transforms", "modules", "loading"},
+    "attacks": {"types", "cache", "functional", "tokenization", "transforms", "modules", "loading"},
     "export_network": {"functional", "surgery", "modules", "adapters", "comparison"},
     "exporting": {
         "functional",

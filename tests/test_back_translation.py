@@ -288,7 +288,11 @@ def test_two_passes_do_not_write_the_same_journal(tmp_path: Path) -> None:
         ("", {}, "a.csv is empty"),
         ("text,label\n", {}, "there are no rows in"),
         ("words,label\none,x\n", {}, "which column is the text.* 'words', 'label'"),
-        ("text,label\none,x\n", {"text_column": "test"}, "no column 'test'.*did you mean 'text'"),
+        (
+            "text,label\none,x\n",
+            {"text_column": "test"},
+            "no text column 'test'.*did you mean 'text'",
+        ),
         ("text,similarity\none,x\n", {}, "there is a column 'similarity' already"),
         ("text\none\n", {"copies": 0}, "copies must be at least 1"),
         ("text\none\n", {"batch_size": 0}, "batch_size must be at least 1"),

@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 from rich.table import Table
 
+from ..cache import write_whole
+
 __all__ = ["AttackReport", "AttackResult", "WordChange"]
 
 Status = Literal["succeeded", "failed", "skipped"]
@@ -201,7 +203,7 @@ class AttackReport:
         place = Path(path)
         place.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        place.write_text("".join(lines), encoding="utf-8")
+        write_whole(place, "".join(lines))
         return place
 
     def _row(self, result: AttackResult) -> dict[str, Any]:

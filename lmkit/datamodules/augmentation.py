@@ -14,7 +14,6 @@ from ..transforms import (
     Protection,
     Ramp,
     Transform,
-    Transformed,
     example_rng,
     transform_answer,
     transform_tagged,
@@ -67,10 +66,16 @@ class Rewriter(NamedTuple):
         """Return a text with changed words."""
         return transform_text(self.transform, text, self.rng, self.protection, self.strength)
 
-    def tagged(self, words: Sequence[str], tags: Sequence[str]) -> Transformed:
-        """Return changed words, and tags that follow them."""
+    def tagged(
+        self, words: Sequence[str], tags: Sequence[str], bio: bool
+    ) -> tuple[list[str], list[str]]:
+        """Return changed words, and tags that follow them: BIO, or of any other kind."""
         how = self.rng, self.protection, self.strength
-        return transform_tagged(self.transform, words, tags, *how)
+        # By the place of a tag, which no transform takes for an entity's.
+        named = tags if bio else [str(place) for place in range(len(tags))]
+        made, labels, _ = transform_tagged(self.transform, words, named, *how)
+        assert labels is not None
+        return made, labels if bio else [tags[int(place)] for place in labels]
 
     def words(self, words: Sequence[str]) -> list[str]:
         """Return changed words that have no tags."""

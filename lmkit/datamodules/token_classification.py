@@ -266,11 +266,12 @@ class TokenClassificationDataModule(TaskDataModule):
         if tags is None:
             words = rewriter.words(example.words)
         else:
+            bio = self._spells_entities
             try:
-                tags = to_bio(tags) if self._spells_entities else tags
+                tags = to_bio(tags) if bio else tags
             except ValueError:
                 return example  # `encode` names its line
-            words, tags, _ = rewriter.tagged(example.words, tags)
+            words, tags = rewriter.tagged(example.words, tags, bio)
         return TaggedText(words, tags, "", join_words(words)[1], [], example.file, example.line)
 
     def texts(self, example: TaggedText) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ class SentenceVectors:
         Args:
             model: folder or hub name of an encoder of transformers; a head is left out.
             batch_size: of texts.
-            device: by default the accelerator, if there is one.
+            device: by default CUDA, if it is there.
 
         Raises:
             ValueError: there is no such model, or it is an encoder-decoder.

@@ -57,7 +57,7 @@ class Chain(Transform):
 
     def sources(self) -> dict[str, str]:
         """Return the digests of the files of all."""
-        return {n: d for part in self.transforms for n, d in part.sources().items()}
+        return _sources(self.transforms)
 
 
 class OneOf(Transform):
@@ -105,7 +105,7 @@ class OneOf(Transform):
 
     def sources(self) -> dict[str, str]:
         """Return the digests of the files of all."""
-        return {n: d for part in self.transforms for n, d in part.sources().items()}
+        return _sources(self.transforms)
 
 
 class Sometimes(Transform):
@@ -172,6 +172,12 @@ def transforms_from(specs: Any, name: str = "transforms") -> Transform:
         made = _many(specs, name)
         return made[0] if len(made) == 1 else Chain(made)
     return transform_from(specs, name)
+
+
+def _sources(parts: Sequence[Transform]) -> dict[str, str]:
+    # Two of one kind read files of one name.
+    found = ((f"{n}.{name}", d) for n, p in enumerate(parts) for name, d in p.sources().items())
+    return dict(found)
 
 
 def _many(specs: Any, name: str = "transforms") -> list[Transform]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,9 +61,9 @@ def _proposer_of(model: str) -> _Proposer:
         if number < size and word.lower() not in STOP_WORDS:
             words[number] = word
     allowed = torch.tensor([word is not None for word in words])
-    longest = min(
-        int(tokenizer.model_max_length), getattr(network.config, "max_position_embeddings", 512) - 2
-    )
+    positions = getattr(network.config, "max_position_embeddings", None) or 0
+    # RoBERTa and its kin lose two; XLNet has -1, for no bound.
+    longest = min(int(tokenizer.model_max_length), positions - 2 if positions > 2 else 512)
     return _Proposer(network, tokenizer, words, allowed, longest)
 
 
@@ -113,10 +113,6 @@ class ContextualReplacement(WordTransform):
         self.model, self.alpha, self.top_k = model, alpha, top_k
         self.temperature, self.least_probability = temperature, least_probability
 
-    @cached_property
-    def _proposer(self) -> _Proposer:
-        return _proposer_of(self.model)
-
     def sources(self) -> dict[str, str]:
         """Return the digest of the model's files."""
         return {"model": model_digest(self.model)}
@@ -131,7 +127,7 @@ class ContextualReplacement(WordTransform):
         """
         import torch
 
-        network, tokenizer, known, allowed, longest = self._proposer
+        network, tokenizer, known, allowed, longest = _proposer_of(self.model)
         hidden = set(places)
         # Of words that are hidden the tokenizer sees a mask token; of the others their letters.
         row = [tokenizer.mask_token if i in hidden else word for i, word in enumerate(words)]
@@ -159,7 +155,7 @@ class ContextualReplacement(WordTransform):
             chances = scores[found[place]].softmax(-1)
             open_ones = chances.masked_fill(~allowed[: len(chances)], 0.0)
             own = words[place].lower()
-            # One more than is asked for: the word itself may be among them.
+            # Some more than are asked for: the word itself may be among them, in other letters.
             top = open_ones.topk(min(self.top_k + 4, len(open_ones)))
             pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
             listed = [(known[i], chance) for i, chance in pairs if chance > 0.0]

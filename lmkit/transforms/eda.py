@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
-from .base import Transform, Transformed
+from .base import Transform
 from .combine import OneOf
 from .random_words import RandomDeletion, RandomSwap
 from .synonyms import RandomInsertion, SynonymReplacement
@@ -14,7 +10,7 @@ from .synonyms import RandomInsertion, SynonymReplacement
 __all__ = ["EDA"]
 
 
-class EDA(Transform):
+class EDA(OneOf):
     r"""Does one of four changes, drawn anew for each text (arXiv:1901.11196).
 
     Synonym replacement, random insertion and random swap of $n = \max(1, \lfloor \alpha L \rfloor)$
@@ -35,8 +31,9 @@ class EDA(Transform):
         FileNotFoundError: at first use, there is no WordNet; says how it is installed.
 
     Example:
+        >>> from lmkit.transforms import example_rng
         >>> swap = EDA(replacement=0, insertion=0, deletion=0)
-        >>> swap(["a", "b"], None, np.random.default_rng(0)).words
+        >>> swap(["a", "b"], None, example_rng(0, 0, 0)).words
         ['b', 'a']
     """
 
@@ -62,19 +59,4 @@ class EDA(Transform):
         used = [part for rate, part in parts if rate]
         if not used:
             raise ValueError("one of replacement, insertion, swap and deletion must be above 0")
-        self._one = OneOf(used)
-
-    def transform(
-        self,
-        words: list[str],
-        labels: Sequence[str] | None,
-        rng: np.random.Generator,
-        protected: Sequence[bool] | None,
-        strength: float,
-    ) -> Transformed:
-        """Draw one and do it, see `Transform.transform`."""
-        return self._one.transform(words, labels, rng, protected, strength)
-
-    def sources(self) -> dict[str, str]:
-        """Return the digest of what the synonyms are from."""
-        return self._one.sources()
+        super().__init__(used)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
-__all__ = ["OPERATIONS", "Edit", "carry", "check_edits", "compose", "replay", "span_after"]
+__all__ = ["OPERATIONS", "Edit", "carry", "compose", "replay", "span_after"]
 
 #: What an edit may be. A `swap` puts another word of the row in place of one.
 OPERATIONS = ("substitute", "insert", "delete", "swap")
@@ -32,38 +32,6 @@ class Edit(NamedTuple):
     new_stop: int
 
 
-def check_edits(edits: Sequence[Edit], length: int, new_length: int) -> None:
-    """Check that edits are in order, do not overlap, and lead from one length to the other.
-
-    Args:
-        edits: in the order of the words.
-        length: number of words before.
-        new_length: number of words after.
-
-    Raises:
-        ValueError: they do not.
-
-    Example:
-        >>> check_edits([Edit("delete", 1, 2, 1, 1)], 3, 3)
-        Traceback (most recent call last):
-        ...
-        ValueError: edits must lead from 3 to 3 words, they lead to 2
-    """
-    position, shift = 0, 0
-    for edit in edits:
-        operation, start, stop, new_start, new_stop = edit
-        if operation not in OPERATIONS:
-            raise ValueError(f"edits: operation must be one of {OPERATIONS}, got {operation!r}")
-        fits = position <= start <= stop <= length and new_start == start + shift <= new_stop
-        if not fits or (start == stop and new_start == new_stop):
-            raise ValueError(f"edits must be in order and not overlap, got {edit}")
-        position, shift = stop, new_stop - stop
-    if length + shift != new_length:
-        raise ValueError(
-            f"edits must lead from {length} to {new_length} words, they lead to {length + shift}"
-        )
-
-
 def replay(words: Sequence[T], edits: Sequence[Edit], new_words: Sequence[T]) -> list[T]:
     """Make the changed row again: what no edit names from the first row, the rest from the second.
 
@@ -76,14 +44,8 @@ def replay(words: Sequence[T], edits: Sequence[Edit], new_words: Sequence[T]) ->
         >>> replay(["a", "b", "c"], [Edit("delete", 1, 2, 1, 1)], [])
         ['a', 'c']
     """
-    made: list[T] = []
-    position = 0
-    for _, start, stop, new_start, new_stop in edits:
-        made += words[position:start]
-        made += new_words[new_start:new_stop]
-        position = stop
-    made += words[position:]
-    return made
+    origins = enumerate(_origins(edits, len(words)))
+    return [new_words[place] if done else words[i] for place, (i, done) in origins]
 
 
 def carry(values: Sequence[T], edits: Sequence[Edit], fill: T) -> list[T]:
@@ -93,14 +55,7 @@ def carry(values: Sequence[T], edits: Sequence[Edit], fill: T) -> list[T]:
         >>> carry([1, 2, 3], [Edit("insert", 1, 1, 1, 2)], 0)
         [1, 0, 2, 3]
     """
-    made: list[T] = []
-    position = 0
-    for _, start, stop, new_start, new_stop in edits:
-        made += values[position:start]
-        made += [fill] * (new_stop - new_start)
-        position = stop
-    made += values[position:]
-    return made
+    return [fill if done else values[i] for i, done in _origins(edits, len(values))]
 
 
 def span_after(edits: Sequence[Edit], start: int, stop: int) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .changes import Change
 
-__all__ = ["are_bio", "check_bio", "entity_ids", "tags_after"]
+__all__ = ["are_bio", "entity_ids", "tags_after"]
 
 
 def are_bio(labels: Sequence[str]) -> bool:
@@ -34,25 +34,6 @@ def are_bio(labels: Sequence[str]) -> bool:
             "lmkit.functional.tagging.to_bio"
         )
     return True
-
-
-def check_bio(labels: Sequence[str]) -> None:
-    """Check that each I goes on with an entity of its type.
-
-    Raises:
-        ValueError: one does not.
-
-    Example:
-        >>> check_bio(["O", "I-PER"])
-        Traceback (most recent call last):
-        ...
-        ValueError: labels must be BIO: 'I-PER' at word 1 follows 'O'
-    """
-    before = "O"
-    for place, tag in enumerate(labels):
-        if tag[:1] == "I" and (before == "O" or before[1:] != tag[1:]):
-            raise ValueError(f"labels must be BIO: {tag!r} at word {place} follows {before!r}")
-        before = tag
 
 
 def entity_ids(labels: Sequence[str]) -> list[int]:

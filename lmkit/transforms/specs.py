@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,10 +56,14 @@ def _class_of(path: Any, name: str) -> type[Transform]:
     if not isinstance(path, str):
         raise TypeError(f"{name}.class_path must be a string, got {path!r}")
     module, _, last = path.rpartition(".")
-    try:
-        holder = importlib.import_module(module or "lmkit.transforms")
-    except ImportError as error:
-        raise ValueError(f"{name}.class_path: {path!r} cannot be imported: {error}") from error
+    module = module or __name__.rpartition(".")[0]
+    # A checkpoint has specs, and must not be able to name code to run.
+    holder = sys.modules.get(module)
+    if holder is None:
+        raise ValueError(
+            f"{name}.class_path: {path!r} cannot be found, for {module} was not imported: take a "
+            "transform of lmkit.transforms, or import the module first"
+        )
     kind = getattr(holder, last, None)
     if kind is None:
         near = ", ".join(_kinds(holder))

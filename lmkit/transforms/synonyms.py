@@ -55,7 +55,7 @@ class _Synonyms(WordTransform):
         """Return the digest of the table or of WordNet."""
         if self._is_table:
             return {"synonyms": hashlib.sha256(Path(str(self.source)).read_bytes()).hexdigest()}
-        return {"wordnet": open_wordnet(self.source).digest()}
+        return {"wordnet": open_wordnet(self.source).digest}
 
 
 class SynonymReplacement(_Synonyms):

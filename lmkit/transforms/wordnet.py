@@ -134,8 +134,9 @@ class WordNet:
             found += list(known)[:1]
         return found
 
+    @cached_property
     def digest(self) -> str:
-        """Return a digest of its index."""
+        """A digest of its index."""
         state = hashlib.sha256()
         for part in PARTS:
             state.update(self._bytes(f"index.{part}")[:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import cache
 from itertools import chain
 from typing import NamedTuple
 
@@ -16,10 +17,9 @@ def _marks() -> str:
     return "".join(found) + "\u200c\u200d"
 
 
-_LETTER = rf"[\w{_marks()}]"
 #: `well-known`, `don't`, `3.14`, `12:30`, `1,000`.
 _PLAIN = (
-    rf"(?:[^\W\d_]\.){{2,}}|\d+(?:[.,:/]\d+)+|{_LETTER}+(?:['\u2019\-]{_LETTER}+)*"
+    r"(?:[^\W\d_]\.){2,}|\d+(?:[.,:/]\d+)+|LETTER+(?:['\u2019\-]LETTER+)*"
     r"|\.+|[!?]+|-+|[^\w\s]"
 )
 #: Addresses, names and topics of short messages, and special tokens such as `[MASK]`, `<mask>`.
@@ -27,8 +27,6 @@ _RARE = (
     r"(?:https?://|www\.)\S*[\w/]|[\w.+\-]{1,64}@[\w\-]+(?:\.[\w\-]+)+|[@#]\w+"
     r"|\[[A-Z][A-Z0-9_]*\]|<[|/]?\w+\|?>"
 )
-_QUICK = re.compile(f"({_PLAIN})")
-_FULL = re.compile(f"({_RARE}|{_PLAIN})")
 _TRIGGERS = re.compile(r"[@#<\[]|://|www\.")
 
 #: What lies between two spaces is remembered up to this length, and so many of them.
@@ -101,7 +99,15 @@ def split_words(text: str) -> Words:
 
 def _parts(text: str) -> list[str]:
     """Return gaps and words in turn."""
-    return (_FULL if _TRIGGERS.search(text) else _QUICK).split(text)
+    quick, full = _patterns()
+    return (full if _TRIGGERS.search(text) else quick).split(text)
+
+
+@cache
+def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Return the pattern of words, and that of all; made at the first text, and not at import."""
+    plain = _PLAIN.replace("LETTER", rf"[\w{_marks()}]")
+    return re.compile(f"({plain})"), re.compile(f"({_RARE}|{plain})")
 
 
 class _Pieces(dict[str, tuple[tuple[str, ...], tuple[str, ...]] | None]):

@@ -213,6 +213,24 @@ def test_copies_of_other_schemes_are_of_bio(make, tmp_path):
         )
 
 
+def test_tags_that_look_like_entities_stay_plain(make, tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.conll").write_text("a I\nb I\nc O\nd V\n\ne S-X\nf I\ng I\n\n" * 5)
+    files = {f"{split}_file": str(tmp_path / f"{split}.conll") for split in ("train", "val")}
+    data = make(
+        task_files.tagged_words,
+        TokenClassificationDataModule,
+        scheme="none",
+        transforms=[{"class_path": "RandomDeletion", "init_args": {"rate": 0.5}}],
+        **files,
+    )
+    seen = set()
+    for epoch in range(4):
+        labels = data.train_dataloader().collate(epoch, torch.arange(10))["labels"]
+        seen |= {data.labels[label] for label in labels.flatten().tolist() if label >= 0}
+    assert seen == {"I", "O", "V", "S-X"}
+
+
 def test_packed_sentences_keep_their_numbers(make):
     words = TokenClassificationDataModule
     data = make(task_files.tagged_words, words, transforms=DELETE, batching="pack")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lmkit.transforms import (
@@ -23,6 +23,7 @@ from lmkit.transforms import (
     TokenDropout,
     Transform,
 )
+from lmkit.transforms.edits import OPERATIONS, Edit
 from lmkit.transforms.noise import KINDS
 
 WORDS = [
@@ -106,3 +107,54 @@ def write_lines(folder: Path) -> str:
     path = folder / "texts.txt"
     path.write_text("the cat sat\nthe dog sat\nthe cat and the dog ran away\n", encoding="utf-8")
     return str(path)
+
+
+def check_edits(edits: Sequence[Edit], length: int, new_length: int) -> None:
+    """Check that edits are in order, do not overlap, and lead from one length to the other.
+
+    Args:
+        edits: in the order of the words.
+        length: number of words before.
+        new_length: number of words after.
+
+    Raises:
+        ValueError: they do not.
+
+    Example:
+        >>> check_edits([Edit("delete", 1, 2, 1, 1)], 3, 3)
+        Traceback (most recent call last):
+        ...
+        ValueError: edits must lead from 3 to 3 words, they lead to 2
+    """
+    position, shift = 0, 0
+    for edit in edits:
+        operation, start, stop, new_start, new_stop = edit
+        if operation not in OPERATIONS:
+            raise ValueError(f"edits: operation must be one of {OPERATIONS}, got {operation!r}")
+        fits = position <= start <= stop <= length and new_start == start + shift <= new_stop
+        if not fits or (start == stop and new_start == new_stop):
+            raise ValueError(f"edits must be in order and not overlap, got {edit}")
+        position, shift = stop, new_stop - stop
+    if length + shift != new_length:
+        raise ValueError(
+            f"edits must lead from {length} to {new_length} words, they lead to {length + shift}"
+        )
+
+
+def check_bio(labels: Sequence[str]) -> None:
+    """Check that each I goes on with an entity of its type.
+
+    Raises:
+        ValueError: one does not.
+
+    Example:
+        >>> check_bio(["O", "I-PER"])
+        Traceback (most recent call last):
+        ...
+        ValueError: labels must be BIO: 'I-PER' at word 1 follows 'O'
+    """
+    before = "O"
+    for place, tag in enumerate(labels):
+        if tag[:1] == "I" and (before == "O" or before[1:] != tag[1:]):
+            raise ValueError(f"labels must be BIO: {tag!r} at word {place} follows {before!r}")
+        before = tag

@@ -15,6 +15,7 @@ from lmkit.transforms import (
     RandomDeletion,
     RandomSwap,
     SpellingErrors,
+    SynonymReplacement,
     TokenDropout,
     WordTransform,
     example_rng,
@@ -268,3 +269,22 @@ def test_names_are_told_inside_of_a_sentence():
     row = ["The", "man", "met", "Anna", "Smith", "in", "May", ".", "Then", "he", "left"]
     flags = Protection(punctuation=False)(row)
     assert [w for w, f in zip(row, flags, strict=True) if f] == ["Anna", "Smith", "May"]
+
+
+def test_the_files_of_all_parts_count(tmp_path):
+    files = [tmp_path / f"{number}.json" for number in range(2)]
+    for file in files:
+        file.write_text('{"big": ["large"]}')
+    parts = [SynonymReplacement(source=str(file)) for file in files]
+    for both in (Chain(parts), OneOf(parts)):
+        before = both.fingerprint()
+        files[0].write_text('{"big": ["huge"]}')
+        assert type(both)(parts).fingerprint() != before
+        files[0].write_text('{"big": ["large"]}')
+
+
+def test_a_spec_imports_nothing(tmp_path, monkeypatch):
+    (tmp_path / "spelled_out.py").write_text("raise SystemError('it was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="import the module first"):
+        transform_from("spelled_out.Thing")

@@ -42,7 +42,8 @@ def test_counts(table, alpha, length, count):
         assert len(inserted.words) == length + count
         swapped = RandomSwap(alpha)(row(length), None, rng)
         assert sorted(swapped.words) == sorted(row(length))
-        assert count == 0 or 2 <= len(swapped.edits) <= 2 * count or count > 1
+        # Two swaps may meet at a word, or undo each other.
+        assert len(swapped.edits) <= 2 * count and (count != 1 or len(swapped.edits) == 2)
 
 
 def test_half_the_strength_is_half_the_count():

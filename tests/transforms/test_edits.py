@@ -8,7 +8,8 @@ import pytest
 
 from lmkit.transforms import Edit, replay, span_after
 from lmkit.transforms.changes import Change, perform
-from lmkit.transforms.edits import carry, check_edits, compose
+from lmkit.transforms.edits import carry, compose
+from tests.transforms.every import check_edits
 
 
 def random_changes(rng: random.Random, length: int) -> list[Change]:

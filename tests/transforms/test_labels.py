@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lmkit.transforms.changes import Change
-from lmkit.transforms.labels import are_bio, check_bio, tags_after
+from lmkit.transforms.labels import are_bio, tags_after
+from tests.transforms.every import check_bio
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -156,8 +157,15 @@ def test_texts_and_limits(model):
 
 def test_fingerprints_tell_models_apart(model, tmp_path):
     before = model_digest(model)
-    assert EmbeddingNeighbours(model).fingerprint() == EmbeddingNeighbours(model).fingerprint()
-    assert model_digest("some/name") != model_digest("other/name") != before
+    shutil.copytree(model, tmp_path / "copy")
+    copy = str(tmp_path / "copy")
+    assert model_digest(copy) == before
+    weights = tmp_path / "copy" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert model_digest(copy) != before
+    first = EmbeddingNeighbours(model).sources()
+    assert first != EmbeddingNeighbours(copy).sources()
+    assert model_digest("some/name") != model_digest("other/name")
 
 
 def test_bad_arguments(tmp_path):
