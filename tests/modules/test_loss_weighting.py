@@ -217,6 +217,21 @@ def test_gradnorm_makes_gradients_of_one_length() -> None:
     assert spread(learned) < 0.3 * spread(plain)
 
 
+def test_gradnorm_differentiates_each_loss_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, grad = [], torch.autograd.grad
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        found.append(grad(*args, **kwargs))
+        return found[-1]
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    module = make(weighting="gradnorm")
+    fit(module, batches(1))
+    # The last matrix is one that no task uses, which the first loss shows.
+    assert [each[0] is None for each in found] == [True, False, False, False]
+    assert {tuple(each[0].shape) for each in found[1:]} == {(4, 5)}
+
+
 def test_an_evaluation_leaves_no_trace() -> None:
     module = make(weighting="famo")
     fit(module, batches(2))
