@@ -56,7 +56,7 @@ SMALL = ["trec", "cr", "entailment", "relatedness", "ner"]
 #: Ways that draw the task of each step.
 SAMPLINGS = [name for name in get_args(Sampling) if name != "weights"]
 BALANCED = {
-    **{name: {"weighting": name} for name in WEIGHTINGS if name != "fixed"},
+    **{name: {"weighting": name} for name in WEIGHTINGS},
     **{name: {"aggregation": name} for name in AGGREGATIONS if name != "sum"},
     "adapters": {"task_adapters": 64},
 }

@@ -25,7 +25,7 @@ SLOW: dict[str, Any] = {
 }
 SPECS: dict[str, Any] = {name: name for name in WEIGHTINGS} | {
     "uncertainty": SLOW,
-    "fixed": {"class_path": "fixed", "init_args": {"weights": {"ner": 0.2}}},
+    "none": None,
 }
 EACH = pytest.mark.parametrize("name", SPECS)
 
@@ -80,7 +80,7 @@ def test_weights_go_with_aggregation(name: str) -> None:
     assert all(value.isfinite().all() for value in state(other).values())
 
 
-@pytest.mark.parametrize("name", ["fixed", "uncertainty", "random", "dwa"])
+@pytest.mark.parametrize("name", ["none", "uncertainty", "random", "dwa"])
 def test_a_window_is_one_large_batch(name: str) -> None:
     one, two = (make(weighting=SPECS[name]) for _ in range(2))
     fit(one, batches(3), max_epochs=3)
@@ -250,8 +250,6 @@ def test_wrong_use_is_an_error() -> None:
         weighting({})
     wrong: list[tuple[Any, str]] = [
         ("uncertain", "did you mean 'uncertainty'"),
-        ({"class_path": "fixed", "init_args": {"weights": {"qa": 1}}}, "weights has"),
-        ({"class_path": "fixed", "init_args": {"weights": {"ner": -1}}}, "at least 0"),
         ({"class_path": "uncertainty", "init_args": {"regression": ["qa"]}}, "regression has"),
         ({"class_path": "uncertainty", "init_args": {"speed": 0}}, "speed must be above 0"),
         ({"class_path": "dwa", "init_args": {"temperature": 0}}, "temperature"),
