@@ -5,11 +5,11 @@ words (entities of WNUT-17, parts of speech of UD English EWT). `single` trains 
 `--steps` batches of `--rows`. All other ways train one model of all tasks, with as many batches of
 each task as it has alone: with `sum`, `adapters` (each task has its own in each layer) and the
 names of weightings and of aggregations a step has a batch of every task, and there are `--steps` of
-them; with the names of samplings it is of one task,
-and there are `--steps` for each task together. `--examples` cuts the training sets of all but SUBJ
-and UD (`--small`) by a draw of the seed. Scores are of the test sets: accuracy, of relatedness
-Spearman's correlation, of WNUT F1; the mean is that over the tasks. Throughput counts real tokens,
-special ones included and padding not, per CPU second of training.
+them; with the names of samplings it is of one task, and there are `--steps` for each task together.
+`--examples` cuts the training sets of all but SUBJ and UD (`--small`) by a draw of the seed. Scores
+are of the test sets: accuracy, of relatedness Spearman's correlation, of WNUT F1; the mean is that
+over the tasks. Throughput counts real tokens, special ones included and padding not, per CPU second
+of training.
 
     python benchmarks/multitask.py --examples 500 --seeds 0 1 2 --json multitask.json
     python benchmarks/multitask.py --tasks trec relatedness ner --ways single sum pcgrad --steps 200
@@ -56,7 +56,7 @@ SMALL = ["trec", "cr", "entailment", "relatedness", "ner"]
 #: Ways that draw the task of each step.
 SAMPLINGS = [name for name in get_args(Sampling) if name != "weights"]
 BALANCED = {
-    **{name: {"weighting": name} for name in WEIGHTINGS if name != "fixed"},
+    **{name: {"weighting": name} for name in WEIGHTINGS},
     **{name: {"aggregation": name} for name in AGGREGATIONS if name != "sum"},
     "adapters": {"task_adapters": 64},
 }

@@ -50,7 +50,9 @@ def place_task_options(words: Sequence[str]) -> list[str]:
         if not equals and (value := next(left, "")) == "":
             raise ValueError(f"{option} needs a value, as in {option}=4")
         section, name = match["section"], match["task"]
-        tasks = changed.setdefault(section, _configured(section, words))
+        if section not in changed:
+            changed[section] = _configured(section, words)
+        tasks = changed[section]
         if name not in tasks:
             near = difflib.get_close_matches(name, tasks, n=1)
             hint = f", did you mean {near[0]}?" if near else ""

@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -73,7 +74,7 @@ def export(
         module: a module, or what `lmkit.load` takes; it stays as it is.
         output: the folder to make.
         format: `"hf"` or `"onnx"` (needs the extra `onnx`).
-        overwrite: replace a folder that is there already.
+        overwrite: replace a folder that is there already, with all that is in it.
         merge: compute the active adapters into the base's weights, low-rank layers into dense ones,
             and whole numbers into floating-point ones.
         adapter: write one adapter and its head alone, for plain peft where that computes the same
@@ -117,13 +118,47 @@ def export(
     elif base is not None:
         raise ValueError("base is for a checkpoint to be loaded, and this module has its weights")
     module.configure_model()
-    if isinstance(module, MultiTaskModule):
-        of_all = format, overwrite, merge, adapter, None, plain, quantize, exclude, dtype, texts
-        for name in [task] if task else module.tasks:
-            export(module.task_module_of(name), target if task else target / name, *of_all)
-        return target
-    if task is not None:
-        raise ValueError(f"task={task!r} is for a module of several tasks, and this has one")
+    how: dict[str, Any] = {"format": format, "merge": merge, "adapter": adapter, "plain": plain}
+    how |= {"quantize": quantize, "exclude": exclude, "dtype": dtype, "texts": texts}
+    beside = next(folder for folder in target.absolute().parents if folder.exists())
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{target.name}-") as scratch:
+        folder = Path(scratch) / "export"
+        for name, part in _parts(module, task):
+            _write(part, folder / name, target / name, **how)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            shutil.rmtree(target) if target.is_dir() else target.unlink()
+        folder.replace(target)
+    return target
+
+
+def _parts(module: LMModule, task: str | None) -> Iterator[tuple[str, LMModule]]:
+    """Yield each module to write, and the name of its folder, which is empty of one alone."""
+    if not isinstance(module, MultiTaskModule):
+        if task is not None:
+            raise ValueError(f"task={task!r} is for a module of several tasks, and this has one")
+        yield "", module
+    elif task is not None:
+        yield "", module.task_module_of(task)
+    else:
+        for name in module.tasks:
+            yield name, module.task_module_of(name)
+
+
+def _write(
+    module: LMModule,
+    folder: Path,
+    target: Path,
+    format: str,
+    merge: bool,
+    adapter: bool | str,
+    plain: bool,
+    quantize: str | None,
+    exclude: Sequence[str],
+    dtype: str | None,
+    texts: Sequence[str] | None,
+) -> None:
+    """Write the model of one task to a folder, which is to be `target`."""
     if isinstance(module.network, OnnxNetwork):
         raise ValueError(
             "the module is of an ONNX model, which is an export: export what that was made of"
@@ -138,29 +173,24 @@ def export(
             cast(network, torch.bfloat16)
         if format == "hf" and (rounded or dtype == "bfloat16"):
             agreed = agreement_of(module, network, texts)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-        folder = Path(scratch) / "export"
-        if adapter:
-            write_adapter(module, folder, None if adapter is True else adapter)
-        elif format == "hf" and specs:
-            write_structure(network, folder, specs)
-        elif format == "hf":
-            network.save_pretrained(folder)
+    folder.parent.mkdir(exist_ok=True)
+    if adapter:
+        write_adapter(module, folder, None if adapter is True else adapter)
+    elif format == "hf" and specs:
+        write_structure(network, folder, specs)
+    elif format == "hf":
+        network.save_pretrained(folder)
+    else:
+        folder.mkdir()
+        network.config.architectures = [type(network).__name__]
+        network.config.save_pretrained(folder)
+        path = folder / "model.onnx"
+        if quantize or is_rounded(network):
+            agreed, _ = write_int8(module, network, path, exclude, texts)
         else:
-            folder.mkdir()
-            network.config.architectures = [type(network).__name__]
-            network.config.save_pretrained(folder)
-            path = folder / "model.onnx"
-            if quantize or is_rounded(network):
-                agreed, _ = write_int8(module, network, path, exclude, texts)
-            else:
-                write_onnx(module, network, path)
-        _write_tokenizer(module, folder, target)
-        _write_note(module, folder)
-        if target.exists():
-            shutil.rmtree(target) if target.is_dir() else target.unlink()
-        folder.replace(target)
+            write_onnx(module, network, path)
+    _write_tokenizer(module, folder, target)
+    _write_note(module, folder)
     if agreed is not None:
         _tell(target, agreed, texts)
     if not adapter and specs and format == "hf":
@@ -172,7 +202,6 @@ def export(
             f"{target} has a {STRUCTURE}: lmkit.load reads it, and plain transformers refuses it, "
             f"since no config can say its layers: {how}"
         )
-    return target
 
 
 def check_options(

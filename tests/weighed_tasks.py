@@ -121,8 +121,10 @@ class SeveralTasks(LightningModule):
         output = StepOutput(loss, torch.tensor(float(len(self.task_losses))))
         return self.item_mean.scale(output, self.trainer, False)
 
+    def on_before_backward(self, loss: Tensor) -> None:
+        self.weighting.before_backward(self, self.task_losses)
+
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        self.weighting.before_backward(self, self.task_losses, self.shared_parameters())
         if self.aggregation is None:
             super().backward(loss, *args, **kwargs)
         else:

@@ -88,9 +88,10 @@ class ExportCallback(Callback):
                 "the callback out"
             )
         output = self._folder(trainer)
-        tasks = pl_module.tasks if isinstance(pl_module, MultiTaskModule) else [""]
-        is_export = any((output / task / name).is_file() for task in tasks for name in _FILES)
-        if output.exists() and not is_export and any(output.iterdir()):
+        there = list(output.iterdir()) if output.exists() else []
+        folders = there if isinstance(pl_module, MultiTaskModule) else [output]
+        is_export = all(any((each / name).is_file() for name in _FILES) for each in folders)
+        if there and not is_export:
             raise FileExistsError(
                 f"ExportCallback would replace {output}, which is no export; give another output"
             )

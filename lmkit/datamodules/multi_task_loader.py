@@ -53,7 +53,7 @@ def training_loader(
     # Of whole optimizer steps, whose batches are of one task each.
     batches = math.ceil((data.epoch_batches or usual) / window) * window
     used = epoch_length(data.trainer, batches)
-    schedule = _schedule(data, batches) if data.batches == "one" else None
+    schedule = _schedule(data, batches, used) if data.batches == "one" else None
     joined = ResumableLoader(
         MultiTaskPlan(list(plans.values()), schedule, batches, used),
         MultiTaskCollate(collates),
@@ -64,17 +64,17 @@ def training_loader(
     return joined, _in_words(batches, lengths, schedule)
 
 
-def _schedule(data: MultiTaskDataModule, batches: int) -> TaskSchedule:
+def _schedule(data: MultiTaskDataModule, batches: int, used: int) -> TaskSchedule:
     sizes = [float(own.row_count("train")) for own in data.tasks.values()]
     if data.weights is not None:
         sizes = [float(data.weights[name]) for name in data.tasks]
-    epochs = planned_epochs(data.trainer, batches)
+    epochs = planned_epochs(data.trainer, used or batches)
     if epochs is None and data.sampling == "annealed":
         raise ValueError(
             "sampling='annealed' goes from the first epoch to the last: set max_epochs or "
             "max_steps of the Trainer"
         )
-    how = data.temperature, data.cap, epochs or 1, step_batches(data.trainer)
+    how = data.temperature, data.cap, epochs or 1, step_batches(data.trainer), used
     return TaskSchedule(data.sampling, tuple(sizes), batches, data.seed, *how)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ class TaskSchedule:
         cap: size from which on a task counts as no larger.
         epochs: of the run, which `"annealed"` goes by.
         accumulate: batches of an optimizer step.
+        used: batches of an epoch that are trained on, where not all are (`limit_train_batches`).
 
     Example:
         >>> schedule = TaskSchedule("round_robin", (30, 10), batches=6, accumulate=2)
@@ -58,8 +59,7 @@ class TaskSchedule:
     cap: int | None = None
     epochs: int = 1
     accumulate: int = 1
-    #: The epoch that was asked for last.
-    _known: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    used: int | None = None
 
     def probabilities(self, epoch: int) -> Tensor:
         """Return how probable each task is in an epoch: float64 `[T]`."""
@@ -73,16 +73,14 @@ class TaskSchedule:
 
     def tasks(self, epoch: int) -> NDArray[np.int64]:
         """Return the task of each batch of an epoch: int64 `[batches]`."""
-        if self._known.get("epoch") != epoch:
-            steps = math.ceil(self.batches / self.accumulate)
-            if self.sampling == "round_robin":
-                drawn = take_turns(len(self.sizes), steps, first=epoch * steps)
-            else:
-                drawn = draw_tasks(self.probabilities(epoch), steps, self.seed, epoch)
-            each = torch.repeat_interleave(drawn, self.accumulate)[: self.batches]
-            self._known.update(epoch=epoch, tasks=each.numpy())
-        tasks: NDArray[np.int64] = self._known["tasks"]
-        return tasks
+        steps = math.ceil(self.batches / self.accumulate)
+        if self.sampling == "round_robin":
+            done = epoch * math.ceil((self.used or self.batches) / self.accumulate)
+            drawn = take_turns(len(self.sizes), steps, done)
+        else:
+            drawn = draw_tasks(self.probabilities(epoch), steps, self.seed, epoch)
+        each = torch.repeat_interleave(drawn, self.accumulate)[: self.batches]
+        return cast(NDArray[np.int64], each.numpy())
 
 
 def check_sampling(

@@ -93,6 +93,7 @@ class LMModule(LightningModule):
         self.pending: dict[str, Any] = {}
         self._prepared: Batch | None = None
         self.item_mean = ItemMean()
+        self.task_losses: dict[str, Tensor] = {}  # of the last step, where there are several tasks
         self._guard, self._speed = LossGuard(), Speed()
         self.metrics = nn.ModuleDict()
 

@@ -47,12 +47,9 @@ class LossGuard:
     def __init__(self) -> None:
         self._losses: list[tuple[Tensor, Tensor | None, int, int, dict[str, Tensor]]] = []
 
-    def watch(
-        self, module: LightningModule, loss: Tensor, index: Tensor | None, batch_idx: int
-    ) -> None:
+    def watch(self, module: LMModule, loss: Tensor, index: Tensor | None, batch_idx: int) -> None:
         """Remember the loss of one batch and the rows (int64 `[B]`) it came from."""
-        tasks: Mapping[str, Tensor] = getattr(module, "task_losses", {})
-        each = {name: part.detach() for name, part in tasks.items()}
+        each = {name: part.detach() for name, part in module.task_losses.items()}
         self._losses.append((loss.detach(), index, module.current_epoch, batch_idx, each))
         if loss.device.type == "cpu":
             self.check(module)

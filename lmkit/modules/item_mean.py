@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from ..types import StepOutput
 
-__all__ = ["ItemMean"]
+__all__ = ["ItemMean", "shares_of_ranks"]
 
 # The unit of the loss inside an accumulation window: large enough that a batch's loss keeps its
 # usual magnitude, so that the loss scaling of float16 is not disturbed.
@@ -46,8 +46,7 @@ class ItemMean:
             return output.loss * (items / _UNIT)
         if trainer.world_size == 1:
             return output.loss
-        total = trainer.strategy.reduce(items.clone(), reduce_op="sum")
-        return output.loss * (items * trainer.world_size / total.clamp(min=_LEAST))
+        return output.loss * shares_of_ranks(items, trainer)
 
     def factor(self, trainer: Trainer) -> Tensor | float:
         """Return what the gradients of a full window are to be multiplied by.
@@ -69,3 +68,17 @@ class ItemMean:
         gradients = [p.grad for p in parameters if p.grad is not None]
         torch._foreach_mul_(gradients, self.factor(trainer))
         self.window = torch.zeros_like(self.window)
+
+
+def shares_of_ranks(items: Tensor, trainer: Trainer) -> Tensor:
+    """Return by what to multiply mean losses so that their mean over ranks is that over all items.
+
+    Args:
+        items: of any shape, how many each loss of this rank is the mean of.
+        trainer: knows the ranks, all of which have to call this.
+
+    Returns:
+        As `items`.
+    """
+    total = trainer.strategy.reduce(items.clone(), reduce_op="sum")
+    return items * trainer.world_size / total.clamp(min=_LEAST)

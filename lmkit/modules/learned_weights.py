@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -132,22 +133,17 @@ class GradNorm(_Learned):
         if batch_idx % module.trainer.accumulate_grad_batches == 0:
             self.norms.zero_()
 
-    def before_backward(
-        self,
-        module: LightningModule,
-        losses: Mapping[str, Tensor],
-        shared: Sequence[nn.Parameter],
-    ) -> None:
+    def before_backward(self, module: LightningModule, losses: Mapping[str, Tensor]) -> None:
         """Measure the gradients of the tasks on the last layer."""
-        graphs = {name: loss for name, loss in losses.items() if loss.requires_grad}
         scaler = getattr(module.trainer.precision_plugin, "scaler", None)
         scale = 1.0 if scaler is None else scaler.get_scale()
-        layer = _last_matrix(list(graphs.values()), shared)
-        if layer is None:
+        graphs = {name: loss * scale for name, loss in losses.items() if loss.requires_grad}
+        gradients = _last_gradients(graphs, cast(Any, module).shared_parameters())
+        if not gradients:
             return
-        rows = torch.zeros(len(self.tasks), layer.numel() + 1, device=layer.device)
-        for name, loss in graphs.items():
-            (gradient,) = torch.autograd.grad(loss * scale, layer, retain_graph=True)
+        some = next(iter(gradients.values()))
+        rows = torch.zeros(len(self.tasks), some.numel() + 1, device=some.device)
+        for name, gradient in gradients.items():
             row = rows[self.tasks.index(name)]
             row[:-1], row[-1] = gradient.flatten().float() / scale, 1.0
         if module.trainer.world_size > 1:
@@ -172,15 +168,21 @@ class GradNorm(_Learned):
         self.learned.mul_(len(self.tasks) / self.learned.sum())
 
 
-def _last_matrix(losses: Sequence[Tensor], shared: Sequence[nn.Parameter]) -> nn.Parameter | None:
-    """Find the last weight matrix that all losses reach; `None` where there is none."""
+def _last_gradients(
+    losses: Mapping[str, Tensor], shared: Sequence[nn.Parameter]
+) -> dict[str, Tensor]:
+    """Return the gradients on the last weight matrix that all losses reach; none without one."""
     for parameter in reversed(shared):
         if parameter.ndim < 2 or not parameter.requires_grad:
             continue
-        found = (
-            torch.autograd.grad(loss, parameter, retain_graph=True, allow_unused=True)[0]
-            for loss in losses
-        )
-        if losses and all(gradient is not None for gradient in found):
-            return parameter
-    return None
+        found: dict[str, Tensor] = {}
+        for name, loss in losses.items():
+            gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+                loss, parameter, retain_graph=True, allow_unused=True
+            )
+            if gradients[0] is None:
+                break
+            found[name] = gradients[0]
+        if len(found) == len(losses):
+            return found
+    return {}

@@ -21,42 +21,11 @@ from .weighting_base import LEAST, LossWeighting
 __all__ = [
     "WEIGHTINGS",
     "DynamicAverage",
-    "FixedWeights",
     "GeometricMean",
     "RandomWeights",
     "Uncertainty",
     "weighting_from",
 ]
-
-
-class FixedWeights(LossWeighting):
-    """Weights that are given.
-
-    Args:
-        tasks: all names.
-        weights: by task, at least 0; 1 for those that are left out.
-
-    Raises:
-        ValueError: a task is unknown, or a weight below 0.
-
-    Example:
-        >>> weighted = FixedWeights(["nli", "ner"], {"ner": 0.5})
-        >>> weighted({"nli": torch.tensor(1.0), "ner": torch.tensor(4.0)})
-        tensor(3.)
-    """
-
-    def __init__(self, tasks: Sequence[str], weights: Mapping[str, float] | None = None) -> None:
-        super().__init__(tasks)
-        given = dict(weights or {})
-        if unknown := [name for name in given if name not in self.tasks]:
-            raise ValueError(f"weights has {unknown}; the tasks are {', '.join(self.tasks)}")
-        if min(given.values(), default=0) < 0:
-            raise ValueError(f"weights must be at least 0, got {given}")
-        self.given = [float(given.get(name, 1.0)) for name in self.tasks]
-
-    def weights(self, losses: Tensor, chosen: Tensor) -> Tensor:
-        """Return those that were given."""
-        return torch.tensor(self.given, device=losses.device)[chosen]
 
 
 class Uncertainty(LossWeighting):
@@ -176,7 +145,6 @@ class GeometricMean(LossWeighting):
 
 #: Classes by the names that a configuration has for them.
 WEIGHTINGS: dict[str, Callable[..., LossWeighting]] = {
-    "fixed": FixedWeights,
     "uncertainty": Uncertainty,
     "dwa": DynamicAverage,
     "random": RandomWeights,
@@ -203,6 +171,8 @@ def weighting_from(spec: str | Mapping[str, Any] | None, tasks: Sequence[str]) -
         >>> weighting_from(spec, ["nli", "sts"]).factors
         [1.0, 0.5]
     """
-    cls, arguments = method_of("weighting", "fixed" if spec is None else spec, WEIGHTINGS)
+    if spec is None:
+        return LossWeighting(tasks)
+    cls, arguments = method_of("weighting", spec, WEIGHTINGS)
     made: LossWeighting = cls(tasks, **arguments)
     return made

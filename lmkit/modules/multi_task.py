@@ -77,8 +77,9 @@ class MultiTaskModule(LMModule):
 
     Attributes:
         tasks: the modules of the tasks by name; `task_module_of` gives one to use alone.
-        task_losses: $\mathcal{L}_t$ of the last training step by task, scalars in the graph. The
-            loss that is differentiated is a multiple, the same for all, of their weighted sum.
+        task_losses: $\mathcal{L}_t$ of the last training step by task, scalars, in the graph until
+            the backward pass. The loss that is differentiated is a multiple, the same for all, of
+            their weighted sum.
 
     Raises:
         TypeError: a task is no plain data.
@@ -129,7 +130,6 @@ class MultiTaskModule(LMModule):
         self.heads = nn.ModuleDict()
         #: By task what the shared encoder has more than its own would have.
         self.grafted: dict[str, list[str]] = {}
-        self.task_losses: dict[str, Tensor] = {}
         #: To be logged in turn with those of the tasks that have one.
         self.last_losses: dict[str, Tensor] = {}
         #: The tasks in the order of the numbers that batches have.

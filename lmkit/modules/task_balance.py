@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .loss_weighting import Uncertainty, weighting_from
+from .loss_weighting import weighting_from
 from .weighting_base import LossWeighting
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class TaskBalance(Callback):
         module = cast("MultiTaskModule", pl_module)
         if module.aggregation is not None:
             module.aggregation.attach(module)
-        if isinstance(module.weighting, Uncertainty):
+        if module.weighting is not None:
             configs = {name: task.network.config for name, task in module.tasks.items()}
             kinds = {
                 name: getattr(config, "problem_type", None) for name, config in configs.items()
@@ -54,8 +54,7 @@ class TaskBalance(Callback):
         """Let the weighting look at the graph."""
         module = cast("MultiTaskModule", pl_module)
         if module.weighting is not None:
-            shared = module.shared_parameters()
-            module.weighting.before_backward(module, module.task_losses, shared)
+            module.weighting.before_backward(module, module.task_losses)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of the graph, which would hold on to parameters that are cut between two steps."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..functional.task_sampling import about_task
 from ..types import Batch, StepOutput
 from .frozen_base import settings_of
+from .item_mean import shares_of_ranks
 from .scores import Scores
 from .step_log import evaluate
 from .task_adapters import activate, check_recomputed
@@ -32,9 +33,6 @@ __all__ = [
     "scores_of_part",
     "step_parts",
 ]
-
-# Items may be weights, and add up to less than one.
-_LEAST = 1e-12
 
 
 def build_tasks(module: MultiTaskModule) -> None:
@@ -159,29 +157,12 @@ def losses_of_ranks(
     module: MultiTaskModule, outputs: Mapping[str, StepOutput]
 ) -> dict[str, Tensor]:
     """Return the loss of each task by name; of several, so that their mean over ranks is right."""
-    losses = {name: output.loss for name, output in outputs.items()}
-    if len(outputs) == 1:
+    losses, trainer = {name: output.loss for name, output in outputs.items()}, module._trainer
+    if len(losses) == 1 or trainer is None or trainer.world_size == 1 or not module.training:
         return losses
     items = torch.stack([output.items.detach().float() for output in outputs.values()])
-    shares = _shares_of_ranks(items, module).unbind()
+    shares = shares_of_ranks(items, trainer).unbind()
     return {n: x * s.to(x) for (n, x), s in zip(losses.items(), shares, strict=True)}
-
-
-def _shares_of_ranks(items: Tensor, module: MultiTaskModule) -> Tensor:
-    """Return by what to multiply mean losses so that their mean over ranks is that over all items.
-
-    Args:
-        items: float `[T]`, how many of each task this rank has.
-        module: knows the ranks.
-
-    Returns:
-        float `[T]`, all 1 on one rank.
-    """
-    trainer = module._trainer
-    if trainer is None or trainer.world_size == 1 or not module.training:
-        return items.new_ones(items.shape)
-    total = trainer.strategy.reduce(items.clone(), reduce_op="sum")
-    return items * trainer.world_size / total.clamp(min=_LEAST)
 
 
 def _attend(module: MultiTaskModule) -> None:

@@ -23,8 +23,8 @@ class LossWeighting(nn.Module):
     r"""From the losses of the tasks of a batch to one loss; the base of all ways to weigh them.
 
     $\sum_t \lambda_t L_t$ over the tasks that the batch has. A module calls it in its training
-    step, and `begin` in `on_train_batch_start`, `before_backward` in `backward`, `close` in
-    `on_before_optimizer_step` and `end_epoch` in `on_train_epoch_end`. What it has learned are
+    step, and `begin` in `on_train_batch_start`, `before_backward` in `on_before_backward`, `close`
+    in `on_before_optimizer_step` and `end_epoch` in `on_train_epoch_end`. What it has learned are
     buffers and parameters, and so in every checkpoint; they are the same on all ranks.
 
     Args:
@@ -97,12 +97,10 @@ class LossWeighting(nn.Module):
         self.window += part
         return part[0, chosen] / part[1, chosen]
 
-    def before_backward(
-        self,
-        module: LightningModule,
-        losses: Mapping[str, Tensor],
-        shared: Sequence[nn.Parameter],
-    ) -> None:
+    def find_regressions(self, names: Sequence[str]) -> None:
+        """Be told which tasks have a squared error."""
+
+    def before_backward(self, module: LightningModule, losses: Mapping[str, Tensor]) -> None:
         """Look at the graph of a batch before it is gone."""
 
     def close(self, module: LightningModule) -> None:

@@ -60,16 +60,18 @@ def check(figures: dict[str, float], rows: Tensor, weights: Tensor) -> None:
 
 @pytest.mark.parametrize("aggregation", [None, "pcgrad", "mgda"])
 def test_figures_are_those_of_the_gradients(aggregation: str | None) -> None:
-    weighting = {"class_path": "fixed", "init_args": {"weights": {"ner": 0.3}}}
+    weighting = {"class_path": "uncertainty", "init_args": {"regression": ["ner"]}}
     joined, module = batches(1), make(aggregation=aggregation, weighting=weighting)
-    rows = rows_of(module, joined[0], torch.tensor([1.0, 0.3, 1.0]))
+    rows = rows_of(module, joined[0], torch.tensor([1.0, 0.5, 1.0]))
     callback = GradientConflictCallback(every_n_steps=1)
     fit(module, joined, callback)
     weights = torch.ones(3).double()
-    if module.aggregation is not None:
+    if aggregation == "mgda":
         weights = module.aggregation.weights(rows @ rows.T)
-    if aggregation != "pcgrad":  # its orders are drawn
-        check(callback.figures, rows, weights)
+    elif aggregation == "pcgrad":  # its orders are drawn
+        weights = module.aggregation.last.weights
+        assert weights.max() > 1.0
+    check(callback.figures, rows, weights)
     assert sum(callback.figures[f"gradients/share/{task}"] for task in TASKS) == pytest.approx(1.0)
 
 

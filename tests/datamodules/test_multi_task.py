@@ -78,6 +78,18 @@ def test_batches_that_are_not_used_are_no_turns():
     assert firsts == {task: tasks.count(task) for task in firsts}
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_turns_go_on_where_a_shortened_epoch_ended(accumulate, tmp_path):
+    limit = 2 * accumulate
+    trainer = trainer_of(limit_train_batches=limit, accumulate_grad_batches=accumulate)
+    how = {"sampling": "round_robin", "epoch_batches": 30}
+    _, loader = loader_of(tmp_path, "topic", "ner", "qa", trainer=trainer, **how)
+    turns = [loader.plan.turns(e, b)[0] for e in range(6) for b in range(limit)]
+    assert [task for task, _ in turns[::accumulate]] == [0, 1, 2] * 4
+    for task in range(3):
+        assert [turn for each, turn in turns if each == task] == list(range(4 * accumulate))
+
+
 def loader_of(folder, *names, trainer=None, **settings):
     data = make_data(folder, *names, **settings)
     data.trainer = trainer
@@ -146,20 +158,21 @@ def test_an_epoch_is_of_whole_windows_of_one_task(tmp_path):
 
 
 def test_annealing_knows_how_long_the_run_is(tmp_path):
-    for trainer, epochs in ((trainer_of(max_epochs=4), 4), (trainer_of(max_steps=25), 3)):
-        _, loader = loader_of(
-            tmp_path, "topic", "ner", trainer=trainer, sampling="annealed", epoch_batches=10
-        )
+    for length, epochs in (
+        ({"max_epochs": 4}, 4),
+        ({"max_steps": 25}, 3),
+        ({"max_steps": 25, "limit_train_batches": 5}, 5),
+    ):
+        how = {"trainer": trainer_of(**length), "sampling": "annealed", "epoch_batches": 10}
+        _, loader = loader_of(tmp_path, "topic", "ner", **how)
         assert loader.plan.schedule.epochs == epochs
     with pytest.raises(ValueError, match="set max_epochs or max_steps"):
         loader_of(tmp_path, "topic", "ner", trainer=trainer_of(max_epochs=-1), sampling="annealed")
 
 
 def test_sizes_are_those_of_the_training_examples(tmp_path):
-    data, loader = loader_of(tmp_path, "topic", "qa", cap=50)
-    assert loader.plan.schedule.sizes == tuple(
-        float(each.row_count("train")) for each in data.tasks.values()
-    )
+    _, loader = loader_of(tmp_path, "topic", "qa", cap=50)
+    assert loader.plan.schedule.sizes == (60.0, 74.0)  # 60 questions in 74 rows
     weighted = make_data(
         tmp_path, "topic", "qa", sampling="weights", weights={"qa": 3.0, "topic": 1.0}
     )

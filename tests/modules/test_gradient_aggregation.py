@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import FSDPStrategy
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmkit.functional import gradient_aggregation as functional
 from lmkit.modules.gradient_aggregation import (
@@ -325,8 +325,8 @@ def test_a_method_is_plain_data() -> None:
     made = aggregation_from({"class_path": "cagrad", "init_args": {"c": 0.0}}, TASKS)
     assert made is not None
     assert torch.allclose(made.weights(torch.eye(3)), torch.full((3,), 1 / 3).double())
-    own = aggregation_from(f"{__name__}.own_weights", TASKS) if "." in __name__ else None
-    assert own is None or own.weights(torch.eye(2)).tolist() == [1.0, 2.0]
+    own = aggregation_from(f"{__name__}.own_weights", TASKS)
+    assert own is not None and own.weights(torch.eye(2)).tolist() == [1.0, 2.0]
     with pytest.raises(
         ValueError, match=r"aggregation must be one of sum, .*did you mean 'pcgrad'"
     ):
@@ -340,12 +340,12 @@ def test_a_method_is_plain_data() -> None:
 
 
 def test_orders_of_pcgrad_are_those_of_the_step() -> None:
-    ended = [state(module) for module in (make(aggregation="pcgrad"), make(aggregation="pcgrad"))]
     runs = []
     for _ in range(2):
         module = make(aggregation="pcgrad")
         torch.manual_seed(len(runs))  # what else was drawn does not matter
         fit(module, batches(5))
         runs.append(state(module))
+        last = module.aggregation and module.aggregation.last
+        assert last is not None and last.weights.max() > 1  # there are projections to order
     assert_same(*runs, atol=0.0)
-    assert isinstance(ended[0]["encoder.0.weight"], nn.Parameter) is False

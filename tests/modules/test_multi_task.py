@@ -17,7 +17,13 @@ from transformers import (
 
 import lmkit
 from lmkit import datamodules, modules
-from lmkit.callbacks import FGMCallback, LoRACallback, RDropCallback, TrainableOnlyCheckpoint
+from lmkit.callbacks import (
+    ExportCallback,
+    FGMCallback,
+    LoRACallback,
+    RDropCallback,
+    TrainableOnlyCheckpoint,
+)
 from lmkit.datamodules.multi_task_specs import data_to_spec
 from lmkit.modules.multi_task import MultiTaskModule
 from lmkit.modules.task_batches import parts_of
@@ -274,10 +280,43 @@ def test_each_task_is_exported_as_a_plain_folder(tmp_path):
         assert type(loaded) is type(module.tasks[name]) and loaded.tokenizer is not None
     one = lmkit.export(module, tmp_path / "one", task="topic")
     assert (one / "config.json").is_file()
+    lmkit.export(module, output, overwrite=True, task="topic")  # the whole folder is replaced
+    assert (output / "config.json").is_file() and not (output / "ner").exists()
     with pytest.raises(ValueError, match="there is no task 'top'; there are ner, topic, mlm"):
         lmkit.export(module, tmp_path / "none", task="top")
     with pytest.raises(ValueError, match="task='topic' is for a module of several tasks"):
         lmkit.export(loaded, tmp_path / "none", task="topic")
+
+
+def test_an_export_that_fails_at_one_task_leaves_nothing(tmp_path, monkeypatch):
+    module, _ = prepared(tmp_path, "ner", "topic")
+    there, save = sorted(tmp_path.iterdir()), type(module.tokenizer).save_pretrained
+    written = []
+
+    def fail(self, folder):
+        written.append(Path(folder).name)
+        if written[-1] == "topic":
+            raise OSError("no space left on device")
+        return save(self, folder)
+
+    monkeypatch.setattr(type(module.tokenizer), "save_pretrained", fail)
+    with pytest.raises(OSError, match="no space"):
+        lmkit.export(module, tmp_path / "made" / "out")
+    assert written == ["ner", "topic"] and sorted(tmp_path.iterdir()) == there
+
+
+@pytest.mark.parametrize("mine", ["topic.txt", "other/notes.txt"])
+def test_a_folder_with_more_than_exports_of_tasks_is_not_replaced(mine, tmp_path):
+    output = lmkit.export(prepared(tmp_path, "ner", "topic")[0], tmp_path / "out")
+    names, run = ("ner", "topic", "mlm"), {"max_steps": 1, "limit_val_batches": 0}
+    data = make_data(tmp_path, *names)
+    make_trainer(ExportCallback(output), **run).fit(make_module(*names), data)
+    assert sorted(each.name for each in output.iterdir()) == ["mlm", "ner", "topic"]
+    (output / mine).parent.mkdir(exist_ok=True)
+    (output / mine).write_text("keep")
+    with pytest.raises(FileExistsError, match="which is no export; give another output"):
+        make_trainer(ExportCallback(output), **run).fit(make_module(*names), data)
+    assert (output / mine).read_text() == "keep"
 
 
 def test_the_module_of_a_task_is_alone_and_stays_as_it_is(tmp_path):
@@ -451,7 +490,7 @@ def test_a_batch_that_does_not_say_its_task_is_refused():
         parts_of({"input_ids": torch.ones(2, 3)}, ["ner", "topic"])
 
 
-def test_settings_of_a_run_with_data_of_a_hub_name_are_plain(tmp_path):
+def test_settings_of_the_data_are_the_plain_ones_that_were_given(tmp_path):
     data = make_data(tmp_path, "ner")
     assert data.hparams["tasks"] == data_specs(tmp_path, "ner")
 

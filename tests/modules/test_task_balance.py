@@ -41,12 +41,17 @@ class Keep(Callback):
 
 
 def fit(
-    folder: Path, *callbacks: Callback, rows: int = 4, module: Any = None, **settings: Any
+    folder: Path,
+    *callbacks: Callback,
+    rows: int = 4,
+    module: Any = None,
+    batches: str = "all",
+    **settings: Any,
 ) -> MultiTaskModule:
     seed_everything(5, verbose=False)
     resumed = settings.pop("ckpt_path", None)
     made = make_module(*NAMES, **(module or {}))
-    data = make_data(folder, *NAMES, batches="all", batch_size=rows, epoch_batches=8)
+    data = make_data(folder, *NAMES, batches=batches, batch_size=rows, epoch_batches=8)
     trainer = make_trainer(
         Seed(), *callbacks, **{"max_steps": 6, "limit_val_batches": 0, **settings}
     )
@@ -74,10 +79,13 @@ def test_the_sum_is_the_module_without_aggregation(accumulate: int, tmp_path: Pa
 
 
 def test_a_second_pass_of_another_technique_counts(tmp_path: Path) -> None:
-    settings = {"optimizer": SGD, "dropout": 0.1}
-    data = {"rows": 4, "max_steps": 3}
-    with pytest.raises(ValueError, match="no scores of one kind"):
-        fit(tmp_path, RDropCallback(), module={**settings, "aggregation": "sum"}, **data)
+    settings, how = {"optimizer": SGD, "dropout": 0.1}, {"batches": "one", "max_steps": 3}
+    plain = fit(tmp_path, module=settings, **how)
+    twice = fit(tmp_path, RDropCallback(), module=settings, **how)
+    summed = fit(tmp_path, RDropCallback(), module={**settings, "aggregation": "sum"}, **how)
+    assert_same(twice, summed, 1e-5)
+    with pytest.raises(AssertionError):
+        assert_same(plain, summed, 1e-5)
 
 
 @pytest.mark.parametrize(
