@@ -3,10 +3,11 @@
 MiniLM is fine-tuned on `--examples` of SUBJ, CR, TREC-6 or small fine foods, drawn by the seed, for
 as many steps each way, and tested on the whole test set (of CR what a fixed draw of 3,000 leaves),
 as it is and with typing errors in `--typos` of its words. Since all ways take as many steps of as
-many rows, `plain` is also the row of the same examples repeated as often. `... of more` also see
-`--unlabelled` other training texts, without their labels; a fifth of their rows then has one. `+`
-is between parts that are given together. Differences are of runs with one seed; their interval is
-of 10,000 draws of the seeds with replacement (paired bootstrap).
+many rows, `plain` is also the row of the same examples repeated as often. `typos beside` learns
+the labels of the texts as they are, and to say the same of each with typing errors. `... of more`
+also see `--unlabelled` other training texts, without their labels; a fifth of their rows then has
+one. `+` is between parts that are given together. Differences are of runs with one seed; their
+interval is of 10,000 draws of the seeds with replacement (paired bootstrap).
 
     python benchmarks/few_examples.py --task cr --ways plain r_drop eda --json few_examples.json
     python benchmarks/few_examples.py --task trec --examples 100 --ways plain "uda of more"
@@ -60,6 +61,8 @@ TRANSFORMS: dict[str, list[Any]] = {
 }
 #: Ways that also see texts without a label.
 MORE = ("vat of more", "uda of more", "substitution of more", "synonyms of more")
+#: A changed text is a second view beside the first, with what it says of the first as its target.
+BESIDE = "typos beside"
 
 
 def examples_of(task: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
@@ -96,13 +99,16 @@ def settings_of(way: str, few: list[tuple[str, str]], more: list[str]) -> dict[s
     if way.startswith("synonyms of"):
         drawn = {"class_path": "SynonymReplacement", "init_args": {"alpha": 0.3}}
         return {"transforms": [drawn], "transform_options": {"view": True}}
+    if way == BESIDE:
+        noise = {"class_path": "CharacterNoise", "init_args": {"rate": 0.4}}
+        return {"transforms": [noise], "transform_options": {"view": True}}
     names = [name for name in way.split("+") if name in TRANSFORMS]
     return {"transforms": [each for name in names for each in TRANSFORMS[name]]} if names else {}
 
 
 def callbacks_of(way: str) -> list[Any]:
     """Return the callbacks of a way."""
-    if way.endswith(" of more"):
+    if way.endswith(" of more") or way == BESIDE:
         return [callbacks.VATCallback() if way.startswith("vat") else callbacks.UDACallback()]
     return [made for name in way.split("+") if name in LOSSES for made in LOSSES[name]()]
 
@@ -187,8 +193,8 @@ def quality(options: argparse.Namespace) -> dict[str, Any]:
 def way_of(text: str) -> str:
     """Check the name of a way."""
     known = {*LOSSES, *TRANSFORMS}
-    if text not in MORE and not set(text.split("+")) <= known:
-        listed = ", ".join(map(repr, [*known, *MORE]))
+    if text not in (*MORE, BESIDE) and not set(text.split("+")) <= known:
+        listed = ", ".join(map(repr, [*known, *MORE, BESIDE]))
         raise argparse.ArgumentTypeError(f"{text!r} is none of {listed}, nor such joined by +")
     return text
 

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .__about__ import __version__
+from .import_noise import quieten_imports
 
 if TYPE_CHECKING:
     from . import adapters as adapters
@@ -30,6 +31,8 @@ __all__ = [
     "trim_vocabulary",
     "tune_process",
 ]
+
+quieten_imports()
 
 _PACKAGES = ("adapters", "attacks", "report", "transforms")
 

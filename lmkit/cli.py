@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -219,15 +218,6 @@ def _is_for_users(error: Exception) -> bool:
 
 def _quieten() -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    # transformers imports torchao where it is there, which reports on kernels of other machines,
-    # and torch on how torchao registers its types.
-    for name in ("torchao", "torchao.kernel.intmm", "torch.utils._pytree"):
-        logging.getLogger(name).addFilter(_is_no_import)
-
-
-def _is_no_import(record: logging.LogRecord) -> bool:
-    said = record.getMessage()
-    return not said.startswith(("Failed to load", "<enum '", "Warning: Detected no triton"))
 
 
 def _complain(message: str, code: int = WRONG) -> int:

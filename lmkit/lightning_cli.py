@@ -223,7 +223,8 @@ class LMCLI(LightningCLI):
                 raise
             # Lightning leaves Ctrl-C switched off.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            say("stopped; the same command with --ckpt_path last goes on")
+            begun = self.subcommand == "fit" and self.trainer.global_step > 0
+            say("stopped; the same command with --ckpt_path last goes on" if begun else "stopped")
             return INTERRUPTED
         if self.subcommand == "fit":
             if self._settings().test_at_end:

@@ -80,6 +80,7 @@ TOP = {
     "cli_noise",
     "cli_recipes",
     "lightning_cli",
+    "import_noise",
     "journal",
     "launcher",
     "quickstart",

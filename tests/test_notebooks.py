@@ -43,7 +43,12 @@ def test_drift_is_noticed(builder, tmp_path, monkeypatch, capsys):
 
 
 #: Those that take up to half a minute, though shortened.
-LONG = ("03_parameter_efficient_tuning", "04_distillation", "05_compression")
+LONG = (
+    "03_parameter_efficient_tuning",
+    "04_distillation",
+    "05_compression",
+    "06_augmentation",
+)
 
 
 @pytest.mark.parametrize(

@@ -89,14 +89,21 @@ def line(text: str, ending: str = "txt") -> Callable[[Path], Path]:
 PAIR = line('{"sentence1": "the fox", "sentence2": "the dog"}', "jsonl")
 QUESTION_FLAGS = "--data.max_length=48 --data.doc_stride=8 --data.max_question_length=10"
 TRANSLATION = "--data.max_length=32 --data.max_target_length=16 --model.max_new_tokens=4"
+#: Recipes that train a classifier of texts with one technique.
+CLASSIFIERS = (
+    *WITH_A_LOSS,
+    *TUNED_IN_PART,
+    "gradual_unfreezing",
+    "low_rank",
+    "quantization",
+    "structured_pruning",
+    "text_augmentation",
+)
 TASKS = {
-    "sequence_classification": Task(task_files.labelled_texts, "label"),
-    "gradual_unfreezing": Task(task_files.labelled_texts, "label"),
-    "low_rank": Task(task_files.labelled_texts, "label"),
-    "structured_pruning": Task(task_files.labelled_texts, "label"),
-    "quantization": Task(task_files.labelled_texts, "label"),
-    "text_augmentation": Task(task_files.labelled_texts, "label"),
-    **{word: Task(task_files.labelled_texts, "label") for word in (*TUNED_IN_PART, *WITH_A_LOSS)},
+    **{
+        word: Task(task_files.labelled_texts, "label")
+        for word in ("sequence_classification", *CLASSIFIERS)
+    },
     "pair_classification": Task(
         task_files.scored_pairs, "label", "--data.max_length=32 --data.label_column=score", PAIR
     ),
@@ -166,11 +173,13 @@ def test_task_recipe_trains_resumes_tests_and_predicts(word, tmp_path):
     last = run / "checkpoints" / "last.ckpt"
     assert any((run / "checkpoints").glob("best-*.ckpt"))
     assert list((run / "tables" / "test").glob("*.jsonl")) or task.answer in ("value", "generated")
-    assert lmkit(f"test --ckpt_path {last}") == 0
     asked = (task.ask or line("the quick fox"))(tmp_path)
     assert lmkit(f"predict --ckpt_path {last} --data.predict_file={asked}") == 0
     rows = [json.loads(row) for row in (run / "predictions.jsonl").open()]
     assert rows and all(task.answer in row for row in rows)
+    if word in CLASSIFIERS:  # with a technique: what comes now is what the first of them does
+        return
+    assert lmkit(f"test --ckpt_path {last}") == 0
     output = f"--output={tmp_path / 'table.csv'}"
     assert lmkit(f"predict --ckpt_path {last} --data.predict_file={asked} {output}") == 0
     with (tmp_path / "table.csv").open() as file:

@@ -142,7 +142,7 @@ class QuantizationCallback(Callback):
         self._finish(trainer, pl_module)
         folder = getattr(trainer.checkpoint_callback, "dirpath", None)
         if self.plan.method != "qat" and folder is not None and not is_dry_run(trainer):
-            trainer.save_checkpoint(f"{folder}/quantized.ckpt")
+            trainer.save_checkpoint(f"{folder}/quantized.ckpt", weights_only=True)
             rank_zero_info(f"QuantizationCallback: whole numbers are in {folder}/quantized.ckpt")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -8,7 +8,6 @@ from typing import Any, Literal, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -205,14 +204,12 @@ class StructuredPruningCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what is shut if the run ended before its time, and say so."""
-        if not self.run.is_over and self.run.units:
-            self.run.stop()
-            rank_zero_warn(
-                f"StructuredPruningCallback: the run ended at step {trainer.global_step}, and all "
-                f"was to be removed by step {self.run.table.end}: what is shut by now is removed"
-            )
-            self.stages.remove_units(trainer, cast(LMModule, pl_module))
+        self.stages.end(trainer, cast(LMModule, pl_module))
         self._release()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so if there was no step in which anything could be removed."""
+        self.stages.end_without_steps(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from ..functional.unit_allocation import best
@@ -116,6 +117,25 @@ class StructuredStages:
             self._perform(trainer, module, surgery)
         self.run.finish()
         self.report.log(trainer, module.network, self.run)
+
+    def end(self, trainer: Trainer, module: LMModule) -> None:
+        """Remove what is shut if the run ended before its time, and say so."""
+        if self.run.is_over or not self.run.units:
+            return
+        self.run.stop()
+        rank_zero_warn(
+            f"StructuredPruningCallback: the run ended at step {trainer.global_step}, and all was "
+            f"to be removed by step {self.run.table.end}: what is shut by now is removed"
+        )
+        self.remove_units(trainer, module)
+
+    def end_without_steps(self, trainer: Trainer) -> None:
+        """Say so if there was no step in which anything could be removed."""
+        if not self.run.is_over and self.run.units and trainer.global_step == 0:
+            rank_zero_warn(
+                "StructuredPruningCallback: nothing was removed, for the run has no step: train "
+                "some, or remove all before the first step (start=0, end=0)"
+            )
 
     def _remove_parts(self, trainer: Trainer, module: LMModule) -> None:
         """Remove layers and hidden dimensions, which are never masked."""

@@ -270,6 +270,7 @@ def test_whole_numbers_are_written_beside_the_other_checkpoints(tmp_path: Path) 
         module, trainer = fit(tmp_path, callback, keep, max_steps=steps)
         path = tmp_path / f"kept{steps}" / "quantized.ckpt"
         assert same(lmkit.load(path), module) and quantized_layers(module.network)
+        assert "optimizer_states" not in torch.load(path, weights_only=True)
         if steps:
             last = lmkit.load(tmp_path / "kept2" / "last.ckpt")
             assert last.ledger == [] and not quantized_layers(last.network)

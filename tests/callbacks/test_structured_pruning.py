@@ -323,6 +323,12 @@ def test_the_end_of_a_run_removes_and_an_early_end_says_so(tmp_path: Path) -> No
         assert same(lmkit.load(tmp_path / "last.ckpt"), stopped)
 
 
+def test_a_run_without_steps_says_that_nothing_was_removed(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"nothing was removed.*start=0, end=0"):
+        module, _, _ = fit_task(TASK, tmp_path, pruning(), max_steps=0)
+    assert module.ledger == []
+
+
 def test_a_second_fit_with_the_same_arguments_changes_no_structure(tmp_path: Path) -> None:
     module, trainer, _ = fit_task(TASK, tmp_path, pruning(heads=1, ffn=16), max_steps=8)
     ledger = module.ledger
