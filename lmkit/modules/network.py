@@ -213,6 +213,11 @@ def named_config(model: str) -> PretrainedConfig:
         MissingModelError: there is no such model.
     """
     folder = Path(model)
+    if folder.suffix == ".ckpt":
+        raise MissingModelError(
+            f"{model} is a checkpoint, and a model is a folder or a hub name: make a folder of it "
+            f"with `lmkit export --ckpt {model} --output FOLDER`, or go on with --ckpt_path"
+        )
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise MissingModelError(f"the folder {model} holds no config.json, so it is no model")
     if not folder.is_dir() and (folder.is_absolute() or model.startswith((".", "~"))):

@@ -47,9 +47,8 @@ def use_torchao(network: nn.Module) -> None:
     users = [id(layer.weight) for layer in layers.values()]
     for name, layer in layers.items():
         if why := _fault(layer, users.count(id(layer.weight)) > 1):
-            raise ValueError(
-                f"{name} {why}: leave it out (exclude), or export it with quantize='int8'"
-            )
+            other = "without quantize" if layer.scheme.bits != 8 else "with quantize='int8'"
+            raise ValueError(f"{name} {why}: leave it out (exclude), or export it {other}")
     tensors = {name: _tensor_of(layer) for name, layer in layers.items()}
     make_float(network)
     for name, tensor in tensors.items():

@@ -88,6 +88,7 @@ def test_fingerprint_tells_trained_weights_apart() -> None:
             "no setting 'hiden_size'; did you mean 'hidden_size'",
         ),
         (AutoModelForMaskedLM, "./nowhere", "no model folder at ./nowhere"),
+        (AutoModelForMaskedLM, "runs/last.ckpt", "is a checkpoint.*lmkit export --ckpt runs"),
         (AutoModelForMaskedLM, "no/such-model", "neither as a folder nor from the hub"),
         (AutoModelForMaskedLM, ".", "holds no config.json"),
     ],
