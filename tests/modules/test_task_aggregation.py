@@ -11,11 +11,11 @@ from lightning.pytorch import seed_everything
 import lmkit
 from lmkit.callbacks import LoRACallback, TrainableOnlyCheckpoint
 from lmkit.modules.multi_task import MultiTaskModule
-from lmkit.surgery.task_adapter import task_adapter_parameters
-from lmkit.surgery.task_aggregation import aggregated_tasks
+from lmkit.surgery.task_adapter import TaskAdapter, task_adapter_parameters
+from lmkit.surgery.task_aggregation import TaskAggregation, aggregated_tasks
 from tests.cases import make_trainer
 from tests.modules.test_task_adapters import NAMES, batch_of, equal, fit, joined, said
-from tests.several_tasks import FAST, make_data, specs
+from tests.several_tasks import FAST, make_case_data, make_case_module, make_data, specs
 
 AGGREGATE: dict[str, Any] = {"task_adapters": {"size": 3, "aggregate": True}}
 HOULSBY: dict[str, Any] = {"task_adapters": {"size": 3, "kind": "houlsby", "aggregate": True}}
@@ -147,6 +147,20 @@ def test_they_learn_beside_lora(trained, tmp_path):
     loaded = lmkit.load(tmp_path / "last.ckpt")
     before, after = said(module, data), said(loaded, data)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_they_may_be_put_in_by_hand(tmp_path):
+    module = make_case_module({}, **FAST)
+    module.operate(TaskAdapter(("ner", "topic"), size=3))
+    module.operate(TaskAggregation(("ner", "topic")))
+    trainer = make_trainer(max_steps=3)
+    trainer.fit(module, make_case_data(tmp_path))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert equal(module, lmkit.load(tmp_path / "last.ckpt"))
+    assert all(
+        module.task_module_of(name).ledger[1]["init_args"]["tasks"] == [name]
+        for name in module.tasks
+    )
 
 
 def test_bfloat16_trains_them(tmp_path):

@@ -331,3 +331,21 @@ def test_networks_without_these_adapters_are_refused():
     with pytest.raises(ValueError, match=r"'topic' attends to .* topic, ner, score already"):
         TaskAggregation(["topic", "ner"])(network)
     assert network.state_dict().keys() == keys
+
+
+def test_compiled_layers_follow_the_task():
+    layer = single_layer()
+    compiled, x = torch.compile(layer, backend="aot_eager"), torch.randn(3, 5).double()
+    for task in ("topic", "ner", "topic"):
+        layer.use({mixture_name(task): 1.0})
+        gradients = []
+        for each in (compiled, layer):
+            layer.zero_grad()
+            found = each(x)
+            found.square().sum().backward()
+            gradients.append({n: p.grad for n, p in layer.named_parameters() if p.grad is not None})
+        assert gradients[0].keys() == gradients[1].keys()
+        held = [name for name in gradients[0] if "adapters." in name]
+        assert held and all(name.startswith(f"adapters.{task}.") for name in held)
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(gradient, gradients[1][name])
