@@ -30,8 +30,8 @@ class TaskAggregation:
 
     Attributes:
         names: of the tasks, whose adapters are there.
-        tasks: those that attend, by default all; the first is active at first. Adapters of tasks
-            that do not learn no more.
+        tasks: those that attend, by default all; the first is active at first. The adapter of a
+            task that does not attend is frozen.
 
     Raises:
         ValueError: there are no names, or one twice, or tasks has others; when called, the network
