@@ -3,13 +3,13 @@
 MiniLM is fine-tuned on texts (SUBJ, TREC-6, CR), pairs (entailment and relatedness of SICK) and
 words (entities of WNUT-17, parts of speech of UD English EWT). `single` trains each task alone for
 `--steps` batches of `--rows`. All other ways train one model of all tasks, with as many batches of
-each task as it has alone: with `sum`, `adapters` (each task has its own in each layer) and the
-names of weightings and of aggregations a step has a batch of every task, and there are `--steps` of
-them; with the names of samplings it is of one task, and there are `--steps` for each task together.
-`--examples` cuts the training sets of all but SUBJ and UD (`--small`) by a draw of the seed. Scores
-are of the test sets: accuracy, of relatedness Spearman's correlation, of WNUT F1; the mean is that
-over the tasks. Throughput counts real tokens, special ones included and padding not, per CPU second
-of training.
+each task as it has alone: with `sum`, `adapters` (each task has its own in each layer), `aggregate`
+(and attends to those of all) and the names of weightings and of aggregations a step has a batch of
+every task, and there are `--steps` of them; with the names of samplings it is of one task, and
+there are `--steps` for each task together. `--examples` cuts the training sets of all but SUBJ and
+UD (`--small`) by a draw of the seed. Scores are of the test sets: accuracy, of relatedness
+Spearman's correlation, of WNUT F1; the mean is that over the tasks. Throughput counts real tokens,
+special ones included and padding not, per CPU second of training.
 
     python benchmarks/multitask.py --examples 500 --seeds 0 1 2 --json multitask.json
     python benchmarks/multitask.py --tasks trec relatedness ner --ways single sum pcgrad --steps 200
@@ -59,6 +59,7 @@ BALANCED = {
     **{name: {"weighting": name} for name in WEIGHTINGS},
     **{name: {"aggregation": name} for name in AGGREGATIONS if name != "sum"},
     "adapters": {"task_adapters": 64},
+    "aggregate": {"task_adapters": {"size": 64, "aggregate": True}},
 }
 WAYS = ["single", "sum", *SAMPLINGS, *BALANCED]
 

@@ -28,7 +28,7 @@ from .surgery.quantization_conversion import (
     quantized_layers,
 )
 from .surgery.structure_folder import structural_specs
-from .surgery.task_adapter import task_adapter_names
+from .surgery.task_adapter import mixture_name, task_adapter_names
 from .surgery.torchao_tensors import prepare_for_saving, shares_table, use_torchao
 
 __all__ = ["agreement_of", "cast", "check_export", "is_rounded", "network_to_write"]
@@ -47,7 +47,8 @@ def check_export(module: LMModule, merge: bool = False, plain: bool = False) -> 
     """
     # Those of a task are a part of its structure.
     own = task_adapter_names(module.ledger)
-    names = [name for name in adapters_of(module.network) if name not in own]
+    known = {*own, *map(mixture_name, own)}
+    names = [name for name in adapters_of(module.network) if name not in known]
     if names and not merge:
         active = ", ".join(active_adapters(module.network)) or "none"
         raise ValueError(

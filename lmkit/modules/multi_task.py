@@ -73,7 +73,8 @@ class MultiTaskModule(LMModule):
         layer_decay: factor of the learning rate from each layer to the one below, in `(0, 1]`.
         weighting: a way to find the weights instead, e.g. `"uncertainty"`: docs/loss_weighting.md.
         aggregation: of gradients on the encoder, e.g. `"pcgrad"`: docs/gradient_aggregation.md.
-        task_adapters: size of an adapter of each task in each layer, or arguments of `TaskAdapter`.
+        task_adapters: size of an adapter of each task in each layer, or arguments of `TaskAdapter`
+            and `aggregate`: docs/multi_task.md.
 
     Attributes:
         tasks: the modules of the tasks by name; `task_module_of` gives one to use alone.

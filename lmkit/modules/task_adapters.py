@@ -11,6 +11,7 @@ from torch import nn
 
 from ..surgery.adapter_fusion import AdapterFusion
 from ..surgery.task_adapter import TaskAdapter, task_adapter_parameters, use_task
+from ..surgery.task_aggregation import TaskAggregation, aggregated_tasks
 from .task_networks import head_parameters, known_task
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = [
     "activate",
     "adapters_from",
+    "add_adapters",
+    "check_aggregated",
     "check_recomputed",
     "follow",
     "own_weights",
@@ -26,7 +29,8 @@ __all__ = [
     "without_adapters",
 ]
 
-_WORDS = sorted(field.name for field in fields(TaskAdapter) if field.name != "names")
+_OWN = sorted(field.name for field in fields(TaskAdapter) if field.name != "names")
+_WORDS = sorted([*_OWN, "aggregate"])
 
 
 def adapters_from(
@@ -35,11 +39,12 @@ def adapters_from(
     """Make the surgery that an argument asks for; `None` where it asks for none.
 
     Args:
-        settings: the size of the adapters, or arguments of `TaskAdapter`.
+        settings: the size of the adapters, or arguments of `TaskAdapter` and `aggregate`, whether
+            each task attends to the adapters of all.
         names: of the tasks.
 
     Raises:
-        TypeError: it is neither, or there is no such argument.
+        TypeError: it is neither, there is no such argument, or one is of another type.
         ValueError: an argument lies outside its range.
     """
     if settings is None:
@@ -47,12 +52,41 @@ def adapters_from(
     if isinstance(settings, bool) or not isinstance(settings, int | Mapping):
         raise TypeError(
             "task_adapters must be the size of the adapters, or a dictionary of size, kind, "
-            f"activation, scale, dropout and freeze; got {settings!r}"
+            f"activation, scale, dropout, freeze and aggregate; got {settings!r}"
         )
-    given = {"size": settings} if isinstance(settings, int) else dict(settings)
+    given = _as_dictionary(settings)
     if unknown := [word for word in given if word not in _WORDS]:
         raise TypeError(f"task_adapters has no {unknown[0]!r}; there are {', '.join(_WORDS)}")
+    if not isinstance(aggregate := given.pop("aggregate", False), bool):
+        raise TypeError(f"aggregate of task_adapters must be true or false, got {aggregate!r}")
+    if aggregate:
+        TaskAggregation(names)  # names that it refuses are an error now
     return TaskAdapter(names, **given)
+
+
+def add_adapters(module: MultiTaskModule) -> None:
+    """Put in the adapters of the tasks that a module asks for, and what mixes them."""
+    if module.task_adapters is not None:
+        module.operate(module.task_adapters)
+        if _aggregates(module):
+            module.operate(TaskAggregation(module.task_adapters.names))
+
+
+def check_aggregated(module: MultiTaskModule) -> None:
+    """Check that a base whose adapters are mixed for a task is trained so.
+
+    Args:
+        module: with its network built.
+
+    Raises:
+        ValueError: it would be without the mixtures of its other tasks.
+    """
+    if not _aggregates(module) and (mixed := aggregated_tasks(module.ledger)):
+        raise ValueError(
+            f"the model is an export of {', '.join(mixed)}, which attends to the adapters of "
+            "several tasks: give task_adapters the settings of that run, with aggregate: true, and "
+            "the same tasks"
+        )
 
 
 def activate(module: MultiTaskModule, name: str) -> None:
@@ -86,14 +120,17 @@ def follow(module: MultiTaskModule, surgery: object) -> Iterator[None]:
     if isinstance(surgery, AdapterFusion) and (mixed := set(surgery.names) & set(tasks)):
         raise ValueError(
             f"AdapterFusion mixes {', '.join(sorted(mixed))}, which are adapters of tasks: in a "
-            "module of several tasks only that of the batch's task is active. Train adapters with "
-            "AdapterCallback, each alone, and fuse those"
+            "module of several tasks only that of the batch's task is active. Give task_adapters "
+            "aggregate: true, or train adapters with AdapterCallback, each alone, and fuse those"
         )
     yield
     if isinstance(surgery, TaskAdapter) and set(surgery.names) == set(module.tasks):
         module.task_adapters, tasks = surgery, surgery.names
         if module.hparams["task_adapters"] is None:
-            module.hparams["task_adapters"] = {word: getattr(surgery, word) for word in _WORDS}
+            module.hparams["task_adapters"] = {word: getattr(surgery, word) for word in _OWN}
+    if isinstance(surgery, TaskAggregation) and tasks:
+        settings = _as_dictionary(module.hparams["task_adapters"])
+        module.hparams["task_adapters"] = {**settings, "aggregate": True}
     for name in tasks:
         for parameter in task_adapter_parameters(module.network, name):
             parameter.requires_grad_(True)
@@ -130,6 +167,15 @@ def check_recomputed(module: MultiTaskModule, tasks: int) -> None:
             "a batch of several tasks the adapters of the last one are active: give the "
             "MultiTaskDataModule batches='one', or call network.gradient_checkpointing_disable()"
         )
+
+
+def _as_dictionary(settings: int | Mapping[str, Any]) -> dict[str, Any]:
+    return {"size": settings} if isinstance(settings, int) else dict(settings)
+
+
+def _aggregates(module: MultiTaskModule) -> bool:
+    settings = module.hparams["task_adapters"]
+    return settings is not None and bool(_as_dictionary(settings).get("aggregate", False))
 
 
 def _adapter_weights(module: MultiTaskModule, name: str) -> list[nn.Parameter]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..surgery.config_history import config_data
-from ..surgery.task_adapter import keep_task, ledger_of_task, task_adapter_names
+from ..surgery.task_adapter import keep_task
+from ..surgery.task_aggregation import ledger_of_task
 from .base import LMModule
 
 if TYPE_CHECKING:
@@ -138,9 +139,10 @@ def plain_task(module: MultiTaskModule, name: str) -> LMModule:
     for part in module.grafted[name]:
         setattr(network.base_model, part, None)
     plain.network, plain.tokenizer = network, module.tokenizer
-    if name in (names := task_adapter_names(module.ledger)):
+    names = module.task_adapters.names if module.task_adapters is not None else ()
+    if names:
         keep_task(network, names, name)
-    plain._ledger = ledger_of_task(module.ledger, name)
+    plain._ledger = ledger_of_task(module.ledger, names, name)
     plain.base = task.base | {word: module.base[word] for word in ("fit",) if word in module.base}
     plain.metrics = copy.deepcopy(task.metrics)
     return plain.train(module.training)

@@ -15,7 +15,7 @@ from .frozen_base import settings_of
 from .item_mean import shares_of_ranks
 from .scores import Scores
 from .step_log import evaluate
-from .task_adapters import activate, check_recomputed
+from .task_adapters import activate, add_adapters, check_aggregated, check_recomputed
 from .task_batches import parts_of
 from .task_networks import heads_of, known_task, share_encoder
 
@@ -51,8 +51,7 @@ def build_tasks(module: MultiTaskModule) -> None:
     del module.weighting
     module.weighting = weighting
     module.metrics = nn.ModuleDict({name: task.metrics for name, task in module.tasks.items()})
-    if module.task_adapters is not None:
-        module.operate(module.task_adapters)
+    add_adapters(module)
 
 
 def at_work(module: MultiTaskModule, name: str) -> LMModule:
@@ -102,7 +101,8 @@ def check_tasks(module: MultiTaskModule, stage: str) -> None:
         stage: `"fit"`, `"validate"`, `"test"` or `"predict"`.
 
     Raises:
-        ValueError: the data are of other tasks, of another kind, or do not fit.
+        ValueError: the data are of other tasks, of another kind, or do not fit; or the base was
+            trained in another way than the module says.
     """
     data = _data_of(module)
     names = list(module.tasks)
@@ -118,6 +118,7 @@ def check_tasks(module: MultiTaskModule, stage: str) -> None:
     for name, task in module.tasks.items():
         _check_kind(name, task, data.get(name))
     module.configure_model()
+    check_aggregated(module)
     _attend(module)
     for name, task in module.tasks.items():
         if name in data or not data:

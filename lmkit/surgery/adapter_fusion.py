@@ -31,6 +31,7 @@ class Fusion(nn.Module):
     Args:
         names: of the adapters.
         width: of the projection's result.
+        constant: those of the names whose weights get no gradient from here; what they read does.
 
     Example:
         >>> fusion = Fusion(["a", "b"], width=4)
@@ -38,9 +39,9 @@ class Fusion(nn.Module):
         torch.Size([2, 4])
     """
 
-    def __init__(self, names: Sequence[str], width: int) -> None:
+    def __init__(self, names: Sequence[str], width: int, constant: Sequence[str] = ()) -> None:
         super().__init__()
-        self.names = tuple(names)
+        self.names, self.constant = tuple(names), tuple(constant)
         self.query = nn.Parameter(torch.randn(width, width) * _SPREAD)
         self.key = nn.Parameter(torch.randn(width, width) * _SPREAD)
         self.value = nn.Parameter(torch.eye(width) + torch.randn(width, width) * _NOISE)

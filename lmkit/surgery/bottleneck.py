@@ -118,11 +118,17 @@ class Bottleneck(nn.Module):
             kronecker_weight(self.rule, self.up_rows, self.up_columns),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return what is added, `[..., outside]`, for `x` of `[..., inside]`."""
-        down, up = self.matrices()
-        narrow = ACTIVATIONS[self.activation](functional.linear(x, down, self.down_bias))
-        added = functional.linear(self.dropout(narrow), up, self.up_bias)
+    def forward(self, x: Tensor, learn: bool = True) -> Tensor:
+        """Return what is added, `[..., outside]`.
+
+        Args:
+            x: float `[..., inside]`.
+            learn: whether the weights get a gradient; `x` has its own in any case.
+        """
+        weights = (*self.matrices(), self.down_bias, self.up_bias)
+        down, up, down_bias, up_bias = weights if learn else (w.detach() for w in weights)
+        narrow = ACTIVATIONS[self.activation](functional.linear(x, down, down_bias))
+        added = functional.linear(self.dropout(narrow), up, up_bias)
         return added if self.scale == 1 else self.scale * added
 
 
@@ -167,13 +173,14 @@ class AdaptedLayer(WrappedLayer):
             result = result + (added if weight == 1 else weight * added)
         return result
 
-    def _added(self, name: str, output: Tensor, entered: Tensor) -> Tensor:
+    def _added(self, name: str, output: Tensor, entered: Tensor, learn: bool = True) -> Tensor:
         if name in self.fusions:
             fusion = cast(Any, self.fusions[name])
-            parts = [self._added(part, output, entered) for part in fusion.names]
+            learning = {part: part not in fusion.constant for part in fusion.names}
+            parts = [self._added(part, output, entered, each) for part, each in learning.items()]
             return cast(Tensor, fusion(output, parts))
         adapter = cast(Bottleneck, self.adapters[name])
-        return cast(Tensor, adapter(entered if adapter.reads_input else output))
+        return cast(Tensor, adapter(entered if adapter.reads_input else output, learn))
 
 
 def adapt(network: nn.Module, name: str) -> AdaptedLayer:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from .adapter import Adapter
-from .base import from_spec, to_spec
+from .base import from_spec
 from .tuning import is_tuned_in_part, unfreeze_base
 from .wrapped_layer import WrappedLayer
 
 __all__ = [
     "TaskAdapter",
     "keep_task",
-    "ledger_of_task",
+    "mixture_name",
     "task_adapter_names",
     "task_adapter_parameters",
     "use_task",
@@ -83,8 +83,18 @@ class TaskAdapter:
         return [Adapter(name, *how, head=self.freeze) for name in self.names]
 
 
+def mixture_name(task: str) -> str:
+    """Return the name of what mixes the adapters of all tasks for one, see `TaskAggregation`.
+
+    Example:
+        >>> mixture_name("topic")
+        'topic/all'
+    """
+    return f"{task}/all"
+
+
 def use_task(network: nn.Module, names: Iterable[str], task: str) -> None:
-    """Let the adapter of one task be active, and those of the other tasks not.
+    """Let the adapter of one task be active, or its mixture if it has one, and no other task's.
 
     Adapters that are of no task stay as they are.
 
@@ -93,18 +103,21 @@ def use_task(network: nn.Module, names: Iterable[str], task: str) -> None:
         names: of all tasks.
         task: one of them.
     """
-    others = set(names) - {task}
+    of_tasks = {each for name in names for each in (name, mixture_name(name))}
     for layer in _layers(network):
         before = layer.active_adapters
-        wanted = {name: weight for name, weight in before.items() if name not in others}
-        if task in layer.adapters:
-            wanted[task] = 1.0
+        wanted = {name: weight for name, weight in before.items() if name not in of_tasks}
+        own = mixture_name(task) if mixture_name(task) in layer.fusions else task
+        if own in layer.adapter_names:
+            wanted[own] = 1.0
         if wanted != before:
             layer.use(wanted)
 
 
 def keep_task(network: nn.Module, names: Iterable[str], task: str) -> None:
     """Take out the adapters of all tasks but one, which is active from then on.
+
+    Where it mixes those of the others they stay, and learn no more.
 
     Args:
         network: changed in place.
@@ -114,13 +127,15 @@ def keep_task(network: nn.Module, names: Iterable[str], task: str) -> None:
     use_task(network, names, task)
     for layer in _layers(network):
         for name in set(names) - {task}:
-            if name in layer.adapters:
-                del layer.adapters[name]
-            getattr(layer, "origins", {}).pop(name, None)
+            _take_out(layer, mixture_name(name))
+            if mixture_name(task) not in layer.fusions:
+                _take_out(layer, name)
+            elif name in layer.adapters:
+                layer.adapters[name].requires_grad_(False)
 
 
 def task_adapter_parameters(network: nn.Module, task: str) -> list[nn.Parameter]:
-    """Return the weights of the adapters of one task, each once."""
+    """Return the weights of the adapters of one task and of what mixes them for it, each once."""
     found = (p for layer in _layers(network) for p in _weights(layer, task))
     return list(dict.fromkeys(found))
 
@@ -129,33 +144,12 @@ def task_adapter_names(ledger: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the names of the tasks whose adapters a ledger puts in.
 
     Example:
+        >>> from lmkit.surgery import to_spec
         >>> task_adapter_names([to_spec(TaskAdapter(["topic", "ner"]))])
         ['topic', 'ner']
     """
     surgeries = (from_spec(spec) for spec in ledger if spec["class_path"] == _CLASS_PATH)
     return [name for each in surgeries if isinstance(each, TaskAdapter) for name in each.names]
-
-
-def ledger_of_task(ledger: Iterable[Mapping[str, Any]], task: str) -> list[dict[str, Any]]:
-    """Return a ledger whose adapters of tasks are those of one task alone.
-
-    Args:
-        ledger: of a network of several tasks.
-        task: one of them.
-
-    Example:
-        >>> ledger = [to_spec(TaskAdapter(["topic", "ner"]))]
-        >>> task_adapter_names(ledger_of_task(ledger, "ner"))
-        ['ner']
-    """
-    kept = []
-    for spec in ledger:
-        surgery = from_spec(spec) if spec["class_path"] == _CLASS_PATH else None
-        if isinstance(surgery, TaskAdapter) and task in surgery.names:
-            kept.append(to_spec(replace(surgery, names=(task,))))
-        else:
-            kept.append(dict(spec))
-    return kept
 
 
 _CLASS_PATH = f"{TaskAdapter.__module__}.{TaskAdapter.__qualname__}"
@@ -166,4 +160,12 @@ def _layers(network: nn.Module) -> Iterator[WrappedLayer]:
 
 
 def _weights(layer: WrappedLayer, task: str) -> Iterator[nn.Parameter]:
-    return layer.adapters[task].parameters() if task in layer.adapters else iter(())
+    for held, name in ((layer.adapters, task), (layer.fusions, mixture_name(task))):
+        if name in held and isinstance(held[name], nn.Module):
+            yield from held[name].parameters()
+
+
+def _take_out(layer: WrappedLayer, name: str) -> None:
+    for held in (layer.adapters, layer.fusions, getattr(layer, "origins", {})):
+        if name in held:
+            del held[name]

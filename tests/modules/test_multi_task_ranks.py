@@ -20,6 +20,7 @@ from tests.test_ddp import RanksAgree
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks with gloo")
 
 NAMES = ("ner", "topic", "mlm")
+AGGREGATED: dict[str, Any] = {"task_adapters": {"size": 3, "kind": "houlsby", "aggregate": True}}
 
 
 class HeadsWait(RanksAgree):
@@ -37,14 +38,21 @@ class HeadsWait(RanksAgree):
             assert any(moved) if name in turns else not any(moved), name
 
 
-def run(folder: Path, devices: int, batches: str, accumulate: int = 1, strategy: str = "ddp_fork"):
+def run(
+    folder: Path,
+    devices: int,
+    batches: str,
+    accumulate: int = 1,
+    strategy: str = "ddp_fork",
+    **settings: Any,
+):
     seed_everything(5)
     # The fork hands weights back to the network that the parent has, so it is built before.
     tasks, model = specs(*NAMES), dict(tiny.MASKED["bert"])
     for name, labels in (("ner", ("O", "B-X", "I-X")), ("topic", ("fox", "moons", "trees"))):
         tasks[name]["init_args"] = {"model": {**model, **named(*labels)}}
     sgd = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}}
-    module = MultiTaskModule(model, tasks, optimizer=sgd, dropout=0.0, **FAST)
+    module = MultiTaskModule(model, tasks, optimizer=sgd, dropout=0.0, **FAST, **settings)
     module.tokenizer = tiny.tokenizer()
     module.configure_model()
     sampling = {"sampling": "round_robin"} if batches == "one" else {}
@@ -63,10 +71,19 @@ def run(folder: Path, devices: int, batches: str, accumulate: int = 1, strategy:
 
 
 # Under accumulation a window of batches of all tasks is the mean of its batches.
-@pytest.mark.parametrize(("batches", "accumulate"), [("one", 1), ("one", 2), ("all", 1)])
-def test_two_ranks_are_one_process_on_the_joined_batch(batches, accumulate, tmp_path):
-    one, expected = run(tmp_path, 1, batches)
-    two, metrics = run(tmp_path, 2, batches, accumulate)
+@pytest.mark.parametrize(
+    ("batches", "accumulate", "settings"),
+    [
+        ("one", 1, {}),
+        ("one", 2, {}),
+        ("all", 1, {}),
+        ("one", 1, AGGREGATED),
+        ("all", 1, {**AGGREGATED, "aggregation": "pcgrad"}),
+    ],
+)
+def test_two_ranks_are_one_process_on_the_joined_batch(batches, accumulate, settings, tmp_path):
+    one, expected = run(tmp_path, 1, batches, **settings)
+    two, metrics = run(tmp_path, 2, batches, accumulate, **settings)
     first, second = weights(one), weights(two)
     for name in first:
         assert torch.allclose(first[name], second[name], atol=1e-5), name

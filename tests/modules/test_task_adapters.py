@@ -25,6 +25,9 @@ from tests.several_tasks import FAST, KINDS, make_data, make_module, specs
 
 NAMES = ("ner", "topic", "score")
 
+#: Whether each task attends to the adapters of all.
+AGGREGATE = pytest.mark.parametrize("aggregate", [False, True])
+
 
 def fit(folder: Path, *names: str, callbacks: Any = (), data: Any = None, **settings: Any):
     """Fit a module of some tasks that have adapters, and return it with its Trainer."""
@@ -83,8 +86,10 @@ def test_one_task_is_a_plain_adapter_bit_for_bit(freeze, tmp_path):
     assert equal(ours, alone)
 
 
-def test_weights_are_shared_or_of_one_task():
-    module = make_module(*NAMES, task_adapters={"size": 3, "kind": "houlsby"})
+@AGGREGATE
+def test_weights_are_shared_or_of_one_task(aggregate):
+    settings = {"size": 3, "kind": "houlsby", "aggregate": aggregate}
+    module = make_module(*NAMES, task_adapters=settings)
     module.configure_model()
     shared = {id(p) for p in module.shared_parameters()}
     own = [{id(p) for p in module.task_parameters(name)} for name in NAMES]
@@ -92,11 +97,13 @@ def test_weights_are_shared_or_of_one_task():
     assert shared | set().union(*own) == {id(p) for p in module.parameters()}
     for name, each in zip(NAMES, own, strict=True):
         assert {id(p) for p in task_adapter_parameters(module.network, name)} <= each
-    assert [spec["init_args"]["names"] for spec in module.ledger] == [list(NAMES)]
+    assert [spec["init_args"]["names"] for spec in module.ledger] == [list(NAMES)] * (1 + aggregate)
 
 
-def test_a_step_of_all_tasks_is_the_sum_of_each_with_its_own_adapters(tmp_path):
-    module, _ = fit(tmp_path, *NAMES, module={"dropout": 0.0}, max_steps=6)
+@AGGREGATE
+def test_a_step_of_all_tasks_is_the_sum_of_each_with_its_own_adapters(aggregate, tmp_path):
+    settings = {"dropout": 0.0, "task_adapters": {"size": 3, "aggregate": aggregate}}
+    module, _ = fit(tmp_path, *NAMES, module=settings, max_steps=6)
     data = make_data(tmp_path, *NAMES)
     data.setup("fit")
     alone = {n: module.task_module_of(n).eval().step(batch_of(data, n)).loss for n in NAMES}
@@ -115,8 +122,9 @@ def test_a_step_of_all_tasks_is_the_sum_of_each_with_its_own_adapters(tmp_path):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
 
 
+@AGGREGATE
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_adapters_whose_task_has_no_turn_do_not_move(accumulate, tmp_path):
+def test_adapters_whose_task_has_no_turn_do_not_move(accumulate, aggregate, tmp_path):
     class Look(Callback):
         def __init__(self) -> None:
             self.seen: list[Any] = []
@@ -131,6 +139,7 @@ def test_adapters_whose_task_has_no_turn_do_not_move(accumulate, tmp_path):
         *NAMES,
         callbacks=[look],
         max_steps=7,
+        module={"task_adapters": {"size": 3, "aggregate": aggregate}},
         accumulate_grad_batches=accumulate,
         data={"sampling": "round_robin"},
     )
@@ -143,23 +152,29 @@ def test_adapters_whose_task_has_no_turn_do_not_move(accumulate, tmp_path):
             assert any(moved) if number == task else not any(moved), (task, name)
 
 
-def test_frozen_nothing_that_is_shared_moves(tmp_path):
+@AGGREGATE
+def test_frozen_nothing_that_is_shared_moves(aggregate, tmp_path):
     class Keep(Callback):
         def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
             self.state = {key: tensor.clone() for key, tensor in pl_module.state_dict().items()}
 
-    keep, settings = Keep(), {"task_adapters": {"size": 3, "freeze": True}}
+    keep = Keep()
+    settings = {"task_adapters": {"size": 3, "freeze": True, "aggregate": aggregate}}
     module, _ = fit(tmp_path, *NAMES, module=settings, callbacks=[keep], max_steps=4)
     assert module.shared_parameters() == []
     trained = {id(p) for name in NAMES for p in module.task_parameters(name)}
     assert trained == {id(p) for p in module.parameters() if p.requires_grad}
     after = module.state_dict().items()
     moved = {key for key, tensor in after if not torch.equal(tensor, keep.state[key])}
-    assert moved and not [k for k in moved if k.startswith("network.bert.") and "adapters" not in k]
+    own = (".adapters.", ".fusions.")
+    inside = [key for key in moved if key.startswith("network.bert.")]
+    assert inside and all(any(word in key for word in own) for key in inside)
+    assert any(".fusions." in key for key in inside) == aggregate
 
 
+@AGGREGATE
 @pytest.mark.parametrize("batches", ["one", "all"])
-def test_interrupted_and_resumed_is_uninterrupted(batches, tmp_path):
+def test_interrupted_and_resumed_is_uninterrupted(batches, aggregate, tmp_path):
     class Save(Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             place = trainer.fit_loop.epoch_loop.total_batch_idx + 1
@@ -170,7 +185,10 @@ def test_interrupted_and_resumed_is_uninterrupted(batches, tmp_path):
         "max_steps": 5,
         "accumulate_grad_batches": 2,
         "val_check_interval": 3,
-        "module": {"aggregation": "pcgrad"},
+        "module": {
+            "aggregation": "pcgrad",
+            "task_adapters": {"size": 3, "kind": "houlsby", "dropout": 0.1, "aggregate": aggregate},
+        },
         "data": {"batches": batches, "epoch_batches": 8},
     }
     whole, _ = fit(tmp_path, *NAMES, callbacks=[Save()], **how)
@@ -212,6 +230,8 @@ def test_a_checkpoint_loads_alone_and_each_task_is_exported_with_its_adapters(tm
     trainer.save_checkpoint(tmp_path / "again.ckpt")
     assert [spec["init_args"]["names"] for spec in again.ledger] == [["ner"], list(NAMES)]
     assert equal(again, lmkit.load(tmp_path / "again.ckpt"))
+    exported = lmkit.load(lmkit.export(again, tmp_path / "one", task="topic"))
+    assert lmkit.adapters.list_adapters(exported) == {"topic": 1.0}
 
 
 def test_they_learn_beside_lora(tmp_path):
@@ -252,7 +272,8 @@ def test_what_does_not_go_together_is_refused(tmp_path):
     [
         (True, TypeError, "task_adapters must be the size"),
         ("3", TypeError, "task_adapters must be the size"),
-        ({"sizes": 3}, TypeError, "task_adapters has no 'sizes'; there are activation"),
+        ({"sizes": 3}, TypeError, "task_adapters has no 'sizes'; there are activation, aggregate"),
+        ({"aggregate": 1}, TypeError, "aggregate of task_adapters must be true or false, got 1"),
         (0, ValueError, "size"),
     ],
 )

@@ -72,6 +72,20 @@ def test_a_bottleneck_adds_nothing_at_first_and_learns_all_the_same(rule: Tensor
     assert moved == {"up_bias", "up" if rule is None else "up_columns"}
 
 
+@pytest.mark.parametrize("rule", [None, nn.Parameter(torch.randn(2, 2, 2))])
+def test_held_weights_pass_the_gradient_on_and_get_none(rule: nn.Parameter | None) -> None:
+    adapter = Bottleneck(6, 4, 2, rule=rule)
+    stir(adapter, "")
+    adapter.zero_grad()
+    x = torch.randn(3, 6, requires_grad=True)
+    free = adapter(x)
+    (expected,) = torch.autograd.grad(free.square().sum(), x)
+    held = adapter(x, learn=False)
+    held.square().sum().backward()
+    assert torch.equal(held, free) and torch.equal(x.grad, expected) and x.grad.any()
+    assert all(parameter.grad is None for parameter in adapter.parameters())
+
+
 def test_half_of_a_bottleneck_is_dropped_and_its_mean_stays() -> None:
     adapter = Bottleneck(4, 4, 2000, "identity", dropout=0.5)
     for ones in (adapter.down_bias, adapter.up):

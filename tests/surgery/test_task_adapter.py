@@ -14,11 +14,11 @@ from lmkit.surgery.bottleneck import ACTIVATIONS
 from lmkit.surgery.task_adapter import (
     TaskAdapter,
     keep_task,
-    ledger_of_task,
     task_adapter_names,
     task_adapter_parameters,
     use_task,
 )
+from lmkit.surgery.task_aggregation import ledger_of_task
 from lmkit.surgery.tuning import freeze_base, is_tuned_in_part
 from tests.surgery.adapted import NETWORKS, bert, build, logits, stir
 
@@ -129,7 +129,7 @@ def test_one_task_is_kept_and_its_ledger_makes_it():
     keep_task(alone, NAMES, "ner")
     assert torch.equal(logits(alone), found)
     ledger = [to_spec(TaskAdapter(NAMES, size=4)), to_spec(Adapter("mine"))]
-    mine, other = ledger_of_task(ledger, "ner")
+    mine, other = ledger_of_task(ledger, NAMES, "ner")
     assert other == ledger[1] and task_adapter_names(ledger) == list(NAMES)
     made = bert()
     from_spec(mine)(made)
