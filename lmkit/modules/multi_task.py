@@ -14,7 +14,7 @@ from .base import LMModule
 from .gradient_aggregation import aggregation_from
 from .scores import Scores
 from .task_adapters import adapters_from, follow, own_weights, shared_weights, without_adapters
-from .task_balance import TaskBalance, load_gradients, save_gradients, see_losses, weighting_of
+from .task_balance import balance_of, load_gradients, save_gradients, see_losses, weighting_of
 from .task_batches import join_parts, parts_of
 from .task_log import log_mean, step_logs
 from .task_networks import configs_followed, own_settings, plain_task
@@ -226,7 +226,7 @@ class MultiTaskModule(LMModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Let the weighting and the aggregation see the steps."""
-        return [TaskBalance()]
+        return balance_of(self)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Differentiate the loss, and aggregate the gradients of the tasks."""

@@ -16,7 +16,7 @@ from .weighting_base import LossWeighting
 if TYPE_CHECKING:
     from .multi_task import MultiTaskModule
 
-__all__ = ["TaskBalance", "load_gradients", "save_gradients", "see_losses", "weighting_of"]
+__all__ = ["balance_of", "load_gradients", "save_gradients", "see_losses", "weighting_of"]
 
 
 class TaskBalance(Callback):
@@ -74,6 +74,12 @@ class TaskBalance(Callback):
         module = cast("MultiTaskModule", pl_module)
         if module.weighting is not None:
             module.weighting.end_epoch()
+
+
+def balance_of(module: MultiTaskModule) -> list[Callback]:
+    """Make the callback of a module, if its Trainer has none of an earlier run."""
+    there = [] if module._trainer is None else cast(Any, module.trainer).callbacks
+    return [] if any(isinstance(each, TaskBalance) for each in there) else [TaskBalance()]
 
 
 def weighting_of(settings: Mapping[str, Any], tasks: Sequence[str]) -> LossWeighting | None:

@@ -66,6 +66,16 @@ def assert_same(one: MultiTaskModule, two: MultiTaskModule, atol: float = 0.0) -
         assert torch.allclose(value, second[name], atol=atol, rtol=0.0), name
 
 
+def test_a_trainer_has_its_callback_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    module, data = make_module(*NAMES), make_data(tmp_path, *NAMES)
+    trainer = make_trainer(max_steps=1, limit_val_batches=0)
+    trainer.fit(module, data)
+    with caplog.at_level("INFO"):
+        trainer.validate(module, data, verbose=False)
+    assert [type(each).__name__ for each in trainer.callbacks].count("TaskBalance") == 1
+    assert "will override existing callbacks" not in caplog.text
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_sum_is_the_module_without_aggregation(accumulate: int, tmp_path: Path) -> None:
     how = {"accumulate_grad_batches": accumulate, "gradient_clip_val": 1.0}
