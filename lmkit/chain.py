@@ -32,7 +32,8 @@ class Stage:
         options: of `lmkit fit` by name, without the dashes; `{NAME}` in a value stands for what the
             stage NAME has exported.
         checkpoint: which is exported, `"best"` or `"last"`.
-        export: options of `lmkit export`, such as `{"format": "onnx"}`.
+        export: options of `lmkit export`, such as `{"format": "onnx"}`; `{"head": False}` is
+            `--no_head`.
     """
 
     name: str
@@ -166,10 +167,7 @@ class Chain:
             _say(f"{title}: stopped; the same command with --ckpt_path last goes on with it")
             return code
         found = _checkpoint(stage, kept)
-        how = [
-            f"--{key}" if value is True else f"--{key}={value}"
-            for key, value in stage.export.items()
-        ]
+        how = [_flag(key, value) for key, value in stage.export.items()]
         output = f"--output={folder / 'exported'}"
         code = command(["export", f"--ckpt={found}", output, "--overwrite", *how])
         if not code:
@@ -263,6 +261,10 @@ def _options(words: Sequence[str]) -> dict[str, list[str]]:
     if lone := [key for key, values in found.items() if not values]:
         raise ValueError(f"--{lone[0]} needs a value")
     return found
+
+
+def _flag(key: str, value: Any) -> str:
+    return f"--{'' if value else 'no_'}{key}" if isinstance(value, bool) else f"--{key}={value}"
 
 
 def _take(given: dict[str, list[str]], key: str) -> str | None:
