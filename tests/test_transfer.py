@@ -172,6 +172,21 @@ def test_tagged_words_are_read_at_their_first_piece(tmp_path):
     assert 50 <= few.items < 80
 
 
+def test_a_word_that_the_tokenizer_makes_nothing_of_is_no_item(tmp_path):
+    path, files = save_encoder(tmp_path / "it"), task_files.tagged_words(tmp_path)
+    text = Path(files["train_file"]).read_text(encoding="utf-8")
+    first, _, rest = text.partition("\n\n")
+    (tmp_path / "void.conll").write_text(f"{first}\n\x00 O\n\n{rest}", encoding="utf-8")
+    found = [
+        transferability(
+            {"it": path}, TokenClassificationDataModule(train_file=file, val_file=file)
+        ).rows[0]
+        for file in (files["train_file"], str(tmp_path / "void.conll"))
+    ]
+    assert found[0].items == found[1].items
+    assert found[0].log_evidence == pytest.approx(found[1].log_evidence, abs=1e-6)
+
+
 def test_values_and_several_labels_have_scores_of_their_own(tmp_path):
     path = save_encoder(tmp_path / "it")
     scored = task_files.scored_pairs(tmp_path / "pairs")
@@ -243,6 +258,8 @@ def test_texts_longer_than_the_positions_are_cut(tmp_path):
         ({"pooling": "max"}, "pooling must be one of first, mean, last, got 'max'"),
         ({"task": "ner"}, "task must be one of single_label"),
         ({"models": {"it": "./nowhere"}}, "it: there is no model folder at ./nowhere"),
+        # Before the data are read.
+        ({"models": {"it": "it", "other": "it/it"}, "data": "one.csv"}, "other: the model 'it/it'"),
         ({"data": "few.csv"}, "it: there are 6 examples with labels, and it takes 10 at least"),
         ({"data": "one.csv"}, "only one class"),
         ({"data": "same.csv", "task": "regression"}, "only one value, and so nothing to tell"),

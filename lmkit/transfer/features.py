@@ -22,13 +22,14 @@ from ..modules import (
 )
 from ..modules.fresh_weights import checkpoint_follows
 from ..modules.generation import evaluating
+from ..modules.network import named_config
 from ..modules.network_inputs import network_inputs
 from ..modules.onnx_network import holds_onnx
 from ..surgery.task_adapter import task_adapter_names
 from ..tokenization import load_tokenizer
 from ..types import Batch
 
-__all__ = ["Items", "Pooling", "encode_items", "open_encoder"]
+__all__ = ["Items", "Pooling", "check_model", "encode_items", "open_encoder"]
 
 #: Which of the last states of an encoder stands for a text.
 Pooling = Literal["first", "mean", "last"]
@@ -46,32 +47,49 @@ class Items(NamedTuple):
     labels: Tensor
 
 
-def open_encoder(given: Any, kind: str, device: str | None) -> LMModule:
-    """Return a module with the encoder of a model and its tokenizer.
+def check_model(given: Any) -> None:
+    """Check that there is a model, before others are read for a long time.
 
     Args:
         given: a module, a checkpoint, a folder or a hub name.
-        kind: of the task, for which a network with any head is opened.
-        device: where what is loaded goes; by default CUDA, if it is there.
 
     Raises:
         TypeError: it is none of these.
         FileNotFoundError: there is no such checkpoint.
-        ValueError: there is no such model, or it has no encoder that others could begin from.
+        ValueError: there is no such folder or name.
     """
-    if not isinstance(given, LMModule | str | os.PathLike):
+    if isinstance(given, LMModule):
+        return
+    if not isinstance(given, str | os.PathLike):
         raise TypeError(
             "a model must be a module of lmkit, or the path of a checkpoint or a folder, got a "
             f"{type(given).__name__}"
         )
+    if Path(given).suffix == ".ckpt" and not Path(given).is_file():
+        raise FileNotFoundError(f"there is no checkpoint at {given}")
+    if holds_onnx(Path(given)):
+        raise ValueError(f"{given} is ONNX, which has no encoder to begin from")
+    if not Path(given).is_file():
+        named_config(str(given))
+
+
+def open_encoder(given: Any, kind: str, device: str | None) -> LMModule:
+    """Return a module with the encoder of a model and its tokenizer.
+
+    Args:
+        given: what `check_model` lets pass.
+        kind: of the task, for which a network with any head is opened.
+        device: where what is loaded goes; by default CUDA, if it is there.
+
+    Raises:
+        ValueError: it cannot be loaded, or has no encoder that others could begin from.
+    """
     module: LMModule
     if isinstance(given, LMModule):
         module = given
         module.configure_model()
-    elif Path(given).is_file() or Path(given).suffix == ".ckpt":
+    elif Path(given).is_file():
         module = load(given)
-    elif holds_onnx(Path(given)):
-        raise ValueError(f"{given} is ONNX, which has no encoder to begin from")
     else:
         cls = TokenClassificationModule if kind == "tagging" else SequenceClassificationModule
         module = cls(str(given))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..datamodules import TokenClassificationDataModule
 from ..functional.transferability import leave_one_out, log_evidence
 from ..surgery.arguments import check_whole
-from .features import Items, Pooling, encode_items, open_encoder
+from .features import Items, Pooling, check_model, encode_items, open_encoder
 from .results import TransferReport, TransferRow, score_of
 from .target import TargetTask, drawn_examples, rows_of, target_data
 
@@ -86,18 +87,27 @@ def transferability(
         raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
     target = target_data(data, task)
     kind = "tagging" if isinstance(target, TokenClassificationDataModule) else target.task
+    for name, given in models.items():
+        with _named(name):
+            check_model(given)
     rows = []
     for name, given in models.items():
-        try:
+        with _named(name):
             module = open_encoder(given, kind, device)
             own = rows_of(target, module)
             places = drawn_examples(own, examples, seed)
             items = encode_items(module, own, places, kind, pooling, batch_size, name)
             rows.append(_row(name, items, kind))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
     settings = {"task": kind, "examples": examples, "pooling": pooling, "seed": seed}
     return TransferReport.of(rows, settings)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _row(name: str, items: Items, kind: str) -> TransferRow:
