@@ -11,6 +11,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 import lmkit as package
+from lmkit.callbacks import LowRankCallback
 from lmkit.datamodules import (
     MaskedLMDataModule,
     SequenceClassificationDataModule,
@@ -129,6 +130,11 @@ def test_exports_checkpoints_modules_and_heads_are_the_same_encoder(tmp_path):
         "encoder": package.export(module, tmp_path / "encoder", head=False),
         "other": save_encoder(tmp_path / "other", seed=5),
     }
+    factors, _ = fit(tmp_path, LowRankCallback(rank=4, calibration_batches=1), max_steps=1)
+    structure = package.export(factors, tmp_path / "factors", head=False)
+    assert (structure / "structure.json").is_file()
+    pair = transferability({"module": factors, "folder": structure}, data(tmp_path)).rows
+    assert pair[0].log_evidence == pytest.approx(pair[1].log_evidence, abs=1e-6)
     rows = {row.name: row for row in transferability(models, data(tmp_path)).rows}
     figures = {name: (row.log_evidence, row.score) for name, row in rows.items()}
     for name in ("checkpoint", "export", "encoder"):
