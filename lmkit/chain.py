@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ class Stage:
         options: of `lmkit fit` by name, without the dashes; `{NAME}` in a value stands for what the
             stage NAME has exported.
         checkpoint: which is exported, `"best"` or `"last"`.
-        export: options of `lmkit export`, such as `{"format": "onnx"}`.
+        export: options of `lmkit export`, such as `{"format": "onnx"}`; `{"head": False}` is
+            `--no_head`.
     """
 
     name: str
@@ -64,7 +65,8 @@ class Chain:
 
         Args:
             words: options of the command line; `--NAME.option=value` is for the stage NAME alone,
-                any other for every stage. `--trainer.default_root_dir` is the folder of them all.
+                any other for every stage. `--NAME.config=FILE` takes another config in place of the
+                stage's own. `--trainer.default_root_dir` is the folder of them all.
             command: runs a command of lmkit, and returns its exit code.
 
         Returns:
@@ -76,6 +78,8 @@ class Chain:
             FileExistsError: the chain was begun before, and `--ckpt_path last` is not given.
         """
         given = _options(words)
+        configs = {stage.name: _take(given, f"{stage.name}.config") for stage in self.stages}
+        stages = [replace(s, config=configs[s.name] or s.config) for s in self.stages]
         root = Path(_take(given, "trainer.default_root_dir") or f"runs/{self.word}")
         going_on = _take(given, "ckpt_path")
         if going_on not in (None, "last"):
@@ -84,8 +88,7 @@ class Chain:
                 "has its own checkpoints"
             )
         folders = {
-            stage.name: root / f"{number}-{stage.name}"
-            for number, stage in enumerate(self.stages, 1)
+            stage.name: root / f"{number}-{stage.name}" for number, stage in enumerate(stages, 1)
         }
         begun = [folder for folder in folders.values() if folder.exists()]
         if begun and not going_on:
@@ -94,9 +97,9 @@ class Chain:
                 "--trainer.default_root_dir=DIR begins another one"
             )
         exports = {name: folder / "exported" for name, folder in folders.items()}
-        settings = {stage.name: self._settings(stage, given, exports) for stage in self.stages}
+        settings = {stage.name: self._settings(stage, given, exports) for stage in stages}
         open_stage = ""
-        for stage in self.stages:
+        for stage in stages:
             folder = folders[stage.name]
             if open_stage and folder.exists():
                 raise ValueError(
@@ -108,7 +111,7 @@ class Chain:
 
         def run() -> int:
             # A wrong option of the last stage is better known before the first one is fit.
-            due = [s for s in self.stages if not (folders[s.name] / _DONE).is_file()]
+            due = [s for s in stages if not (folders[s.name] / _DONE).is_file()]
             for stage in due:
                 with redirect_stdout(io.StringIO()):
                     words = [*settings[stage.name], "--print_config"]
@@ -116,7 +119,7 @@ class Chain:
                 if code:
                     _say(f"the options of the stage {stage.name} are wrong, and nothing was fit")
                     return code
-            for stage in self.stages:
+            for stage in stages:
                 if code := self._run(stage, settings[stage.name], folders[stage.name], command):
                     return code
             return 0
@@ -166,10 +169,7 @@ class Chain:
             _say(f"{title}: stopped; the same command with --ckpt_path last goes on with it")
             return code
         found = _checkpoint(stage, kept)
-        how = [
-            f"--{key}" if value is True else f"--{key}={value}"
-            for key, value in stage.export.items()
-        ]
+        how = [_flag(key, value) for key, value in stage.export.items()]
         output = f"--output={folder / 'exported'}"
         code = command(["export", f"--ckpt={found}", output, "--overwrite", *how])
         if not code:
@@ -263,6 +263,10 @@ def _options(words: Sequence[str]) -> dict[str, list[str]]:
     if lone := [key for key, values in found.items() if not values]:
         raise ValueError(f"--{lone[0]} needs a value")
     return found
+
+
+def _flag(key: str, value: Any) -> str:
+    return f"--{'' if value else 'no_'}{key}" if isinstance(value, bool) else f"--{key}={value}"
 
 
 def _take(given: dict[str, list[str]], key: str) -> str | None:

@@ -24,6 +24,7 @@ usage: lmkit COMMAND [options]
   back-translate  say texts in other words: lmkit back-translate FILE OUT --there A --back B
   trim            leave out the tokens that texts do without: lmkit trim MODEL DIR --corpus TXT
   report          compare models in speed, size and quality: lmkit report efficiency A B
+  probe           which encoder to train on a task: lmkit probe A B --data train.csv
   recipes         list the packaged recipes, or print one: lmkit recipes masked_lm
   quickstart      pre-train a small BERT on the CPU in about two minutes
 
@@ -171,6 +172,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "export": _export,
     "recipes": _list_recipes,
     "back-translate": _use_tool,
+    "probe": _use_tool,
     "quickstart": _use_tool,
     "report": _use_tool,
     "trim": _use_tool,

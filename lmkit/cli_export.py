@@ -53,6 +53,13 @@ def read_options(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--task", metavar="NAME", help="of several tasks the one to write; by default each of them"
     )
+    parser.add_argument("--head", action="store_true", default=True, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--no_head",
+        dest="head",
+        action="store_false",
+        help="write the encoder alone, to go on with another task (of several tasks one folder)",
+    )
     parser.add_argument("--plain", action="store_true", help="refuse what only lmkit can load")
     numbers = parser.add_mutually_exclusive_group()
     numbers.add_argument(

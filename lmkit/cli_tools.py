@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from .cli_probe import read_options
+
 __all__ = ["TOOLS"]
 
 
@@ -229,6 +231,26 @@ def _back_translate(words: list[str]) -> Callable[[], int]:
     return run
 
 
+def _probe(words: list[str]) -> Callable[[], int]:
+    options = vars(read_options(words))
+    models, file = _named_models(options.pop("models")), options.pop("json")
+    if not Path(options["data"]).exists():
+        raise FileNotFoundError(f"there is no file {options['data']}")
+    _quieten()
+    from rich.console import Console
+
+    from .transfer import transferability
+
+    def run() -> int:
+        made = transferability(models, **options)
+        Console().print(made.table())
+        if file:
+            _out(f"{made.to_json(file)}\n")
+        return 0
+
+    return run
+
+
 def _quickstart(words: list[str]) -> Callable[[], int]:
     _quieten()
     from .quickstart import main
@@ -239,6 +261,7 @@ def _quickstart(words: list[str]) -> Callable[[], int]:
 #: From the words behind a command to what runs it; a wrong word raises before anything runs.
 TOOLS: dict[str, Callable[[list[str]], Callable[[], int]]] = {
     "back-translate": _back_translate,
+    "probe": _probe,
     "quickstart": _quickstart,
     "report": _report,
     "trim": _trim,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from .adapters.stored import unmerged
 from .comparison import compare, example_inputs, scores_of
 from .functional.agreement import Agreement
 from .modules import LMModule
+from .modules.multi_task import MultiTaskModule
 from .surgery import to_spec
 from .surgery.composition import active_adapters, adapters_of
 from .surgery.folding import check_mergeable
@@ -31,20 +32,69 @@ from .surgery.structure_folder import structural_specs
 from .surgery.task_adapter import mixture_name, task_adapter_names
 from .surgery.torchao_tensors import prepare_for_saving, shares_table, use_torchao
 
-__all__ = ["agreement_of", "cast", "check_export", "is_rounded", "network_to_write"]
+__all__ = [
+    "agreement_of",
+    "cast",
+    "check_export",
+    "encoder_to_write",
+    "is_rounded",
+    "network_to_write",
+    "parts_to_write",
+]
+
+# Entries of a config that are about a head, as they are where there is none.
+_NO_HEAD: dict[str, Any] = {
+    "id2label": {0: "LABEL_0", 1: "LABEL_1"},
+    "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+    "problem_type": None,
+}
 
 
-def check_export(module: LMModule, merge: bool = False, plain: bool = False) -> None:
+def parts_to_write(
+    module: LMModule, task: str | None, head: bool
+) -> Iterator[tuple[str, LMModule]]:
+    """Yield each module to write, and the name of its folder, which is empty of one alone.
+
+    Args:
+        module: with its network built.
+        task: of several the one to write.
+        head: whether heads are written; without them one folder has the encoder of all tasks.
+
+    Raises:
+        ValueError: there is no such task, or no encoder that is the same for all.
+    """
+    if not isinstance(module, MultiTaskModule):
+        if task is not None:
+            raise ValueError(f"task={task!r} is for a module of several tasks, and this has one")
+        yield "", module
+    elif task is not None:
+        yield "", module.task_module_of(task)
+    elif head:
+        for name in module.tasks:
+            yield name, module.task_module_of(name)
+    else:
+        _check_encoder(module, merge=True)
+        # What only some tasks need of an encoder, such as a pooler, is written too.
+        whole = min(module.tasks, key=lambda name: len(module.grafted[name]))
+        yield "", module.task_module_of(whole)
+
+
+def check_export(
+    module: LMModule, merge: bool = False, plain: bool = False, head: bool = True
+) -> None:
     """Check that a module can be written as a folder.
 
     Args:
         module: with its network built.
         merge: whether adapters and low-rank layers are to be merged.
         plain: whether plain `transformers` is to load it.
+        head: whether its head is written, or the encoder alone.
 
     Raises:
         ValueError: it cannot, because of its adapters or its structure; says what can be done.
     """
+    if not head:
+        _check_encoder(module, merge)
     # Those of a task are a part of its structure.
     own = task_adapter_names(module.ledger)
     known = {*own, *map(mixture_name, own)}
@@ -71,6 +121,7 @@ def network_to_write(
     plain: bool,
     quantize: str | None,
     exclude: Sequence[str],
+    head: bool = True,
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """Return a copy of the network as it is to be written, on the CPU and in evaluation mode.
 
@@ -81,9 +132,10 @@ def network_to_write(
         plain: whether plain `transformers` is to load it.
         quantize: `"int8"` or `"torchao"`, of a folder; ONNX is quantized when it is written.
         exclude: layers that are not.
+        head: whether the head is to be written.
 
     Returns:
-        The network, and the surgeries that its config does not say.
+        The network with its head, and the surgeries that its config does not say.
 
     Raises:
         ValueError: it cannot be written so; says what can be done.
@@ -95,7 +147,7 @@ def network_to_write(
             "as 'hf'"
         )
     if format == "hf":
-        check_export(module, merge)
+        check_export(module, merge, head=head)
     network: PreTrainedModel = copy.deepcopy(module.network).cpu().eval()
     ledger = module.ledger
     if merge:
@@ -131,6 +183,19 @@ def network_to_write(
     if plain:
         _check_plain(network, specs)
     return network, specs
+
+
+def encoder_to_write(network: PreTrainedModel) -> PreTrainedModel:
+    """Return the encoder of a network, whose config is made to tell of no head any more.
+
+    Args:
+        network: of `network_to_write`.
+    """
+    encoder = network.base_model
+    assert isinstance(encoder, PreTrainedModel)
+    for name, value in _NO_HEAD.items():
+        setattr(encoder.config, name, value)
+    return encoder
 
 
 def is_rounded(network: nn.Module) -> bool:
@@ -178,6 +243,23 @@ def _check_plain(network: PreTrainedModel, specs: list[dict[str, Any]]) -> None:
         raise ValueError(
             f"plain transformers cannot express this structure, which was changed by {kinds}: "
             f"{why}. {remedy}without plain the folder gets a structure.json, which lmkit.load reads"
+        )
+
+
+def _check_encoder(module: LMModule, merge: bool) -> None:
+    network = module.network
+    why = f"head=False (--no_head) writes an encoder alone, and this {type(network).__name__}"
+    if network.base_model is network or network.config.is_encoder_decoder:
+        raise ValueError(f"{why} has none that is apart from its head: export it with its head")
+    if is_rounded(network) and not merge:
+        raise ValueError(
+            f"{why} has quantized layers, from which no fit begins: merge=True (--merge) makes "
+            "floating-point numbers of them"
+        )
+    if isinstance(module, MultiTaskModule) and task_adapter_names(module.ledger):
+        raise ValueError(
+            f"{why} has an adapter of each task inside, so that there is no encoder that is the "
+            "same for all: task=NAME (--task NAME) writes the one of a task with its adapter"
         )
 
 

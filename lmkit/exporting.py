@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,19 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from .adapters import write_adapter
 from .adapters.ownership import check_module
-from .export_network import agreement_of, cast, check_export, is_rounded, network_to_write
+from .export_network import (
+    agreement_of,
+    cast,
+    check_export,
+    encoder_to_write,
+    is_rounded,
+    network_to_write,
+    parts_to_write,
+)
 from .functional.agreement import Agreement
 from .loading import load
 from .modules import LMModule
 from .modules.history import NOTE, history_of
-from .modules.multi_task import MultiTaskModule
 from .modules.network import usable_positions
 from .modules.onnx_network import OnnxNetwork
 from .onnx_file import require_onnx, write_int8, write_onnx
@@ -54,6 +61,7 @@ def export(
     dtype: str | None = None,
     texts: Sequence[str] | None = None,
     task: str | None = None,
+    head: bool = True,
 ) -> Path:
     """Write a trained model for use.
 
@@ -89,6 +97,8 @@ def export(
         dtype: of the weights of a folder: `"bfloat16"` for half the bytes, `"float32"` by default.
         texts: by which what was quantized is compared; random words by default.
         task: of several tasks the one to write; by default each of them, in a folder of its name.
+        head: whether the head is written. An encoder alone is the `model` of another task's module;
+            several tasks have one, and one folder.
 
     Returns:
         The folder.
@@ -103,7 +113,7 @@ def export(
         FileExistsError: the folder is there and not empty.
         ImportError: the extra `onnx`, `peft` or `compress` is needed and not installed.
     """
-    check_options(format, merge, bool(adapter), plain, quantize, dtype)
+    check_options(format, merge, bool(adapter), plain, quantize, dtype, head)
     target = Path(output)
     if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is there already; give another output or overwrite it")
@@ -119,30 +129,17 @@ def export(
         raise ValueError("base is for a checkpoint to be loaded, and this module has its weights")
     module.configure_model()
     how: dict[str, Any] = {"format": format, "merge": merge, "adapter": adapter, "plain": plain}
-    how |= {"quantize": quantize, "exclude": exclude, "dtype": dtype, "texts": texts}
+    how |= {"quantize": quantize, "exclude": exclude, "dtype": dtype, "texts": texts, "head": head}
     beside = next(folder for folder in target.absolute().parents if folder.exists())
     with tempfile.TemporaryDirectory(dir=beside, prefix=f".{target.name}-") as scratch:
         folder = Path(scratch) / "export"
-        for name, part in _parts(module, task):
+        for name, part in parts_to_write(module, task, head):
             _write(part, folder / name, target / name, **how)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             shutil.rmtree(target) if target.is_dir() else target.unlink()
         folder.replace(target)
     return target
-
-
-def _parts(module: LMModule, task: str | None) -> Iterator[tuple[str, LMModule]]:
-    """Yield each module to write, and the name of its folder, which is empty of one alone."""
-    if not isinstance(module, MultiTaskModule):
-        if task is not None:
-            raise ValueError(f"task={task!r} is for a module of several tasks, and this has one")
-        yield "", module
-    elif task is not None:
-        yield "", module.task_module_of(task)
-    else:
-        for name in module.tasks:
-            yield name, module.task_module_of(name)
 
 
 def _write(
@@ -157,6 +154,7 @@ def _write(
     exclude: Sequence[str],
     dtype: str | None,
     texts: Sequence[str] | None,
+    head: bool,
 ) -> None:
     """Write the model of one task to a folder, which is to be `target`."""
     if isinstance(module.network, OnnxNetwork):
@@ -165,7 +163,7 @@ def _write(
         )
     agreed: Agreement | None = None
     if not adapter:
-        network, specs = network_to_write(module, format, merge, plain, quantize, exclude)
+        network, specs = network_to_write(module, format, merge, plain, quantize, exclude, head)
         rounded = bool(quantize or is_rounded(module.network))
         if not rounded and (exclude or (texts is not None and dtype != "bfloat16")):
             raise ValueError("exclude and texts are for what is quantized: give quantize='int8'")
@@ -173,13 +171,14 @@ def _write(
             cast(network, torch.bfloat16)
         if format == "hf" and (rounded or dtype == "bfloat16"):
             agreed = agreement_of(module, network, texts)
+        written = network if head else encoder_to_write(network)
     folder.parent.mkdir(exist_ok=True)
     if adapter:
         write_adapter(module, folder, None if adapter is True else adapter)
     elif format == "hf" and specs:
-        write_structure(network, folder, specs)
+        write_structure(network, folder, specs, head)
     elif format == "hf":
-        network.save_pretrained(folder)
+        written.save_pretrained(folder)
     else:
         folder.mkdir()
         network.config.architectures = [type(network).__name__]
@@ -205,7 +204,13 @@ def _write(
 
 
 def check_options(
-    format: str, merge: bool, adapter: bool, plain: bool, quantize: str | None, dtype: str | None
+    format: str,
+    merge: bool,
+    adapter: bool,
+    plain: bool,
+    quantize: str | None,
+    dtype: str | None,
+    head: bool = True,
 ) -> None:
     """Check options of `export` that need no model to be wrong.
 
@@ -236,6 +241,12 @@ def check_options(
         )
     if dtype == "bfloat16" and quantize:
         raise ValueError(f"dtype='bfloat16' and quantize={quantize!r} exclude each other: give one")
+    if not head and (adapter or quantize or format != "hf"):
+        other = "adapter" if adapter else f"quantize={quantize!r}" if quantize else "format='onnx'"
+        raise ValueError(
+            f"head=False writes an encoder that another fit begins from, and {other} something to "
+            "use as it is: give one"
+        )
     if quantize == "torchao" and format != "hf":
         raise ValueError("quantize='torchao' is for folders; for ONNX give quantize='int8'")
 

@@ -114,6 +114,11 @@ def load(
                 run_onnx(module, place)
             module.configure_model()
             return module.eval()
+    if architecture.endswith("Model"):
+        raise ValueError(
+            f"{str(path)!r} is a {architecture}, which has no head: give it to a module of your "
+            f"task, e.g. SequenceClassificationModule(model={str(path)!r})"
+        )
     raise ValueError(
         f"{str(path)!r} is a {architecture}, for which there is no module; modules are there for "
         f"{', '.join(_HEADS)}"

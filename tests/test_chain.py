@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from lmkit import load
 from lmkit.chain import has_stages, read_chain
+from lmkit.cli import find_recipe
 from tests import task_files
 from tests.test_recipes import FAST, encoder
 from tests.tiny_run import checkpoint, lmkit
@@ -36,6 +39,8 @@ STAGES: dict[str, Any] = {
     },
 }
 ROOT = Path("runs/chain")
+#: The folders of the recipe of an intermediate task.
+STAGES_OF_TWO = ("1-intermediate", "2-target")
 
 
 def write(stages: Any = None, **more: Any) -> Path:
@@ -147,6 +152,70 @@ def test_the_recipe_of_compression_makes_a_small_model_of_whole_numbers(tmp_path
     assert "label" in small("the quick fox")
     assert lmkit("fit -c compression --print_config") == 0
     assert "stages:" in capsys.readouterr().out
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    """The weights of an export."""
+    return dict(load_file(folder / "model.safetensors"))
+
+
+def test_the_recipe_of_an_intermediate_task_begins_again_with_a_fresh_head(
+    tmp_path, capsys, caplog
+):
+    # The two tasks have the same classes, so that a head would be kept.
+    named = " ".join(f"--data.{k}={v}" for k, v in task_files.labelled_texts(tmp_path).items())
+    command = f"fit -c intermediate_task {FAST} {named} --data.max_length=32"
+    command += f" --intermediate.model.model={encoder(tmp_path / 'model')}"
+    command += " --target.model.learning_rate=0"
+    assert lmkit(command) == 0
+    assert "1-intermediate/exported has no weights for classifier" in caplog.text
+    first, second = (Path(f"runs/intermediate_task/{name}") for name in STAGES_OF_TWO)
+    kinds = [
+        json.loads((run / "exported/config.json").read_text())["architectures"][0]
+        for run in (first, second)
+    ]
+    assert kinds == ["BertModel", "BertForSequenceClassification"]
+    trained, after = weights(first / "exported"), weights(second / "exported")
+    assert all(torch.equal(tensor, after[f"bert.{name}"]) for name, tensor in trained.items())
+    head = checkpoint(str(first))["state_dict"]["network.classifier.weight"]
+    assert not torch.equal(head, after["classifier.weight"])
+    history = checkpoint(str(second))["lmkit"]["history"]
+    assert [fit["module"] for fit in history] == ["SequenceClassificationModule"] * 2
+    assert lmkit("fit -c intermediate_task --print_config") == 0
+    assert "stages:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+def test_a_head_goes_on_where_it_is_not_dropped(dropped, tmp_path):
+    named = " ".join(f"--data.{k}={v}" for k, v in task_files.labelled_texts(tmp_path).items())
+    stages: dict[str, Any] = yaml.safe_load(find_recipe("intermediate_task").read_text())["stages"]
+    stages["intermediate"]["export"] = {"head": not dropped}
+    command = f"fit -c {write(stages)} {FAST} {named} --data.max_length=32"
+    command += f" --intermediate.model.model={encoder(tmp_path / 'model')}"
+    assert lmkit(f"{command} --target.model.learning_rate=0") == 0
+    first, second = (weights(ROOT / name / "exported") for name in STAGES_OF_TWO)
+    name = "classifier.weight"
+    assert (name in first) is not dropped
+    assert (name in first and torch.equal(first[name], second[name])) is not dropped
+
+
+def test_a_stage_takes_another_config(tmp_path, capsys):
+    texts = task_files.labelled_texts(tmp_path)
+    words = task_files.tagged_words(tmp_path / "words")
+    files = {"intermediate": words, "target": texts}
+    named = " ".join(f"--{s}.data.{k}={v}" for s, of in files.items() for k, v in of.items())
+    command = f"fit -c intermediate_task {FAST} {named} --data.max_length=32"
+    command += f" --intermediate.model.model={encoder(tmp_path / 'model')}"
+    # It counts as little as the stage's own, whatever stands before it.
+    assert lmkit(f"{command} --intermediate.config=token_classification") == 0
+    run = Path("runs/intermediate_task") / STAGES_OF_TWO[1]
+    history = checkpoint(str(run))["lmkit"]["history"]
+    kinds = ["TokenClassificationModule", "SequenceClassificationModule"]
+    assert [fit["module"] for fit in history] == kinds
+    assert lmkit(f"{command} --ckpt_path last") == 2
+    assert "stage intermediate was done with other options" in capsys.readouterr().err
+    assert lmkit(f"{command} --target.config=nothing --trainer.default_root_dir=other") == 2
+    assert "no recipe 'nothing'" in capsys.readouterr().err and not Path("other").exists()
 
 
 def test_only_a_fit_takes_stages(tmp_path, capsys):

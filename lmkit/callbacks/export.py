@@ -39,6 +39,7 @@ class ExportCallback(Callback):
         quantize: `int8` or `torchao`, as `lmkit.export` has it.
         exclude: roles, names or patterns of layers that are not quantized.
         dtype: `bfloat16` for a folder of half the bytes.
+        head: whether the head is written, or the encoder alone.
 
     Raises:
         ValueError: an option is none of these, or options exclude each other; at the start of a
@@ -63,9 +64,10 @@ class ExportCallback(Callback):
         quantize: Literal["int8", "torchao"] | None = None,
         exclude: Sequence[str] = (),
         dtype: Literal["float32", "bfloat16"] | None = None,
+        head: bool = True,
     ) -> None:
         super().__init__()
-        check_options(format, merge, adapter, plain, quantize, dtype)
+        check_options(format, merge, adapter, plain, quantize, dtype, head)
         if weights not in ("best", "last"):
             raise ValueError(f"weights must be 'best' or 'last', got {weights!r}")
         self.output = output
@@ -77,6 +79,7 @@ class ExportCallback(Callback):
         self.quantize = quantize
         self.exclude = tuple(exclude)
         self.dtype = dtype
+        self.head = head
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out before hours of training whether the export can be written after them."""
@@ -89,7 +92,8 @@ class ExportCallback(Callback):
             )
         output = self._folder(trainer)
         there = list(output.iterdir()) if output.exists() else []
-        folders = there if isinstance(pl_module, MultiTaskModule) else [output]
+        several = isinstance(pl_module, MultiTaskModule) and self.head
+        folders = there if several else [output]
         is_export = all(any((each / name).is_file() for name in _FILES) for each in folders)
         if there and not is_export:
             raise FileExistsError(
@@ -107,7 +111,7 @@ class ExportCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out whether adapters and structure, which are there by now, can be exported."""
         if not is_dry_run(trainer) and self.format == "hf" and not self.adapter:
-            check_export(cast(LMModule, pl_module), self.merge, self.plain)
+            check_export(cast(LMModule, pl_module), self.merge, self.plain, self.head)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export; the checkpoints are complete by now."""
@@ -127,6 +131,7 @@ class ExportCallback(Callback):
             quantize=self.quantize,
             exclude=self.exclude,
             dtype=self.dtype,
+            head=self.head,
         )
 
     def _folder(self, trainer: Trainer) -> Path:

@@ -90,7 +90,10 @@ def structural_specs(
 
 
 def write_structure(
-    network: PreTrainedModel, folder: str | os.PathLike[str], specs: Sequence[Mapping[str, Any]]
+    network: PreTrainedModel,
+    folder: str | os.PathLike[str],
+    specs: Sequence[Mapping[str, Any]],
+    head: bool = True,
 ) -> None:
     """Write config, surgeries and weights of a network.
 
@@ -101,21 +104,25 @@ def write_structure(
         network: on the CPU.
         folder: made if it is not there.
         specs: of `structural_specs`.
+        head: whether the weights above the encoder are written.
     """
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(network.config)
-    config.architectures = [type(network).__name__]
+    config.architectures = [type(network if head else network.base_model).__name__]
     config.save_pretrained(place)
-    if network.can_generate() and network.generation_config is not None:
+    if head and network.can_generate() and network.generation_config is not None:
         network.generation_config.save_pretrained(place)
     said: dict[str, Any] = {"weights": WEIGHTS, "surgeries": list(specs)}
     if changes := config_changes(network):
         said["before"] = changes
     (place / STRUCTURE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    inside = "" if head else f"{network.base_model_prefix}."
     seen: set[tuple[int, Size]] = set()
     state = {}
     for name, tensor in network.state_dict().items():
+        if not name.startswith(inside):
+            continue
         # Of tied weights the first name stands for all.
         key = (tensor.data_ptr(), tensor.shape)
         if tensor.numel() and key in seen:

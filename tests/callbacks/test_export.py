@@ -23,7 +23,7 @@ def exported(monkeypatch, tiny):
         "lmkit.callbacks.export.export",
         lambda source, output, format, overwrite, **_: calls.append((source, output, format)),
     )
-    monkeypatch.setattr("lmkit.callbacks.export.check_export", lambda module, merge, plain: None)
+    monkeypatch.setattr("lmkit.callbacks.export.check_export", lambda module, *how: None)
     return calls
 
 

@@ -1,0 +1,133 @@
+"""`lmkit.transferability`: encoders beside one another by what they know of a task."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, get_args
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from ..datamodules import TokenClassificationDataModule
+from ..functional.transferability import leave_one_out, log_evidence
+from ..surgery.arguments import check_whole
+from .features import Items, Pooling, check_model, encode_items, open_encoder
+from .results import TransferReport, TransferRow, score_of
+from .target import TargetTask, drawn_examples, rows_of, target_data
+
+__all__ = ["transferability"]
+
+# With fewer examples the figures are chance.
+_FEWEST = 10
+
+
+def transferability(
+    models: Mapping[str, Any],
+    data: LightningDataModule | str | os.PathLike[str],
+    task: TargetTask | None = None,
+    examples: int = 1000,
+    pooling: Pooling | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str | None = None,
+) -> TransferReport:
+    r"""Measure how much frozen encoders know of a task: which of them to train on it.
+
+    Each encoder reads the same training examples by its own tokenizer, once. Its last states (of a
+    text one, of tagged words that of the first piece of each) are the features $F$, and the labels
+    the targets: a column for each class, or the value. Of these are said
+
+    - LogME: the largest evidence of a Bayesian linear model, in nats an example, the mean over the
+      columns (You et al. 2021, arXiv:2102.11005);
+    - what a ridge regression says of each example that learned from all others: accuracy, of
+      several labels micro F1, of values $R^2$.
+
+    Nothing is trained, and no weight changes. The figures compare encoders on one task, and do not
+    tell how good a fine-tuned one will be.
+
+    Args:
+        models: by name: modules, checkpoints, folders (of exports with or without their head) or
+            hub names.
+        data: a data module of classification, regression or tagging; the `config.yaml` of a run,
+            for its data; or a file with labels.
+        task: of a file what its rows are; by default `"tagging"` of `.conll` and `.conllu`, and
+            `"single_label"` of others.
+        examples: training examples, or words of tagging, at most (whole sentences); they are drawn.
+        pooling: what stands for a text: its `"first"` token, the `"mean"` of all or the `"last"`
+            one; by default what the head for sequences of each architecture takes.
+        batch_size: of examples.
+        seed: of the draw.
+        device: where models that are loaded run; by default CUDA, if it is there.
+
+    Returns:
+        The report, best LogME first: `.rows`, `.table()` for a terminal (rich), `.to_json(path)`.
+
+    Raises:
+        TypeError: a model is neither a module nor a path, or the data are of another kind.
+        FileNotFoundError: there is no such file or checkpoint.
+        ValueError: an argument lies outside its range; a model has no encoder; or there are fewer
+            than ten examples with labels, or only one class or value among them. Names the model.
+
+    Example:
+        >>> transferability({}, "train.csv")
+        Traceback (most recent call last):
+        ...
+        ValueError: models must name at least one model, e.g. {'before': 'bert-base-uncased'}
+    """
+    if not isinstance(models, Mapping) or not models:
+        raise ValueError(
+            "models must name at least one model, e.g. {'before': 'bert-base-uncased'}"
+        )
+    for word, number, least in (("examples", examples, _FEWEST), ("batch_size", batch_size, 1)):
+        check_whole(word, number, least)
+    if pooling is not None and pooling not in get_args(Pooling):
+        raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
+    target = target_data(data, task)
+    kind = "tagging" if isinstance(target, TokenClassificationDataModule) else target.task
+    for name, given in models.items():
+        with _named(name):
+            check_model(given)
+    rows = []
+    for name, given in models.items():
+        with _named(name):
+            module = open_encoder(given, kind, device)
+            own = rows_of(target, module)
+            places = drawn_examples(own, examples, seed)
+            items = encode_items(module, own, places, kind, pooling, batch_size, name)
+            rows.append(_row(name, items, kind))
+    settings = {"task": kind, "examples": examples, "pooling": pooling, "seed": seed}
+    return TransferReport.of(rows, settings)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _row(name: str, items: Items, kind: str) -> TransferRow:
+    features, labels = items
+    if (count := len(features)) < _FEWEST:
+        raise ValueError(f"there are {count} examples with labels, and it takes {_FEWEST} at least")
+    targets = _targets(labels, kind)
+    evidence = float(log_evidence(features, targets).value.mean())
+    left_out = leave_one_out(features, targets)
+    score, baseline = score_of(left_out.predictions, targets, kind)
+    return TransferRow(name, evidence, score, baseline, left_out.penalty, count, features.shape[1])
+
+
+def _targets(labels: Tensor, kind: str) -> Tensor:
+    """Return the columns that features are to say, `[N, C]`, without those that say nothing."""
+    if kind in ("single_label", "tagging"):
+        labels = torch.nn.functional.one_hot(labels)
+    columns = labels.double().reshape(len(labels), -1)
+    varied = columns[:, (columns != columns[:1]).any(0)]
+    if not varied.shape[1]:
+        word = "value" if kind == "regression" else "class"
+        raise ValueError(f"the examples have only one {word}, and so nothing to tell apart")
+    return varied

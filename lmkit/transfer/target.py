@@ -1,0 +1,93 @@
+"""The task that an encoder is to learn: its data, and the examples that are read."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from ..datamodules import SequenceClassificationDataModule, TokenClassificationDataModule
+from ..datamodules.task import TaskDataModule
+from ..functional.random import permute
+from ..modules import LMModule
+from ..modules.network import usable_positions
+from ..report.config_data import data_from_config
+from ..report.quality import rows_for
+
+__all__ = ["TargetTask", "drawn_examples", "rows_of", "target_data"]
+
+#: What the rows of a file are.
+TargetTask = Literal["single_label", "multi_label", "regression", "tagging"]
+
+
+def target_data(
+    data: LightningDataModule | str | os.PathLike[str], task: TargetTask | None = None
+) -> SequenceClassificationDataModule | TokenClassificationDataModule:
+    """Return the data module of a task: as it is, of a config, or of a file with labels.
+
+    Args:
+        data: as of `transferability`.
+        task: of a file what its rows are.
+
+    Raises:
+        TypeError: it is neither a path nor a data module of classification, regression or tagging.
+        FileNotFoundError: there is no such file.
+        ValueError: the task is unknown, or given for what is no file.
+    """
+    if task is not None and task not in get_args(TargetTask):
+        raise ValueError(f"task must be one of {', '.join(get_args(TargetTask))}, got {task!r}")
+    is_path = isinstance(data, str | os.PathLike)
+    place = Path(cast(Any, data)) if is_path else Path()
+    is_config = place.suffix in (".yaml", ".yml")
+    if is_path and not is_config:
+        if not place.exists():
+            raise FileNotFoundError(f"there is no file {place} with examples")
+        words = {".conll", ".conllu"} & set(place.suffixes)
+        kind = task or ("tagging" if words else "single_label")
+        if kind == "tagging":
+            return TokenClassificationDataModule(train_file=str(place))
+        return SequenceClassificationDataModule(train_file=str(place), task=kind)
+    if task is not None:
+        raise ValueError(f"task={task!r} is for a file with labels, and these data know theirs")
+    made = data_from_config(place) if is_config else data
+    if not isinstance(made, SequenceClassificationDataModule | TokenClassificationDataModule):
+        raise TypeError(
+            "data must be those of a classification, a regression or a tagging, got "
+            f"{type(made).__name__}"
+        )
+    if made.augmentation and made.augmentation.copies:
+        raise ValueError(
+            "augmentations_per_example makes copies, and an example that is left out would be "
+            "known by its own: leave it out of the data"
+        )
+    return made
+
+
+def rows_of(data: TaskDataModule, module: LMModule) -> Any:
+    """Return data with the tokens of a model, of each row as many as it has positions for."""
+    other = copy.copy(data)
+    other.max_length = min(data.max_length, usable_positions(module.network) or data.max_length)
+    return rows_for(other, module)
+
+
+def drawn_examples(data: TaskDataModule, examples: int, seed: int) -> Tensor:
+    """Return the numbers of the training examples that are read, the same for all models.
+
+    Args:
+        data: of `rows_of`.
+        examples: how many, or so many words of whole sentences; or all.
+        seed: of the draw.
+    """
+    # Of a long sentence all of it: its windows depend on the tokenizer.
+    table = TaskDataModule.table(data, "train")
+    count = len(table) - data.unlabelled_rows
+    order = permute(torch.arange(count), count, seed)
+    if "word_labels" not in table:
+        return order[:examples]
+    words = torch.from_numpy(table.ragged("word_labels").lengths[order.numpy()]).cumsum(0)
+    return order[: int((words < examples).sum()) + 1]
