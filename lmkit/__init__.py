@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .launcher import tune_process as tune_process
     from .loading import load as load
     from .trainer import Trainer as Trainer
+    from .transfer import transferability as transferability
     from .trimming import trim_vocabulary as trim_vocabulary
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "export",
     "load",
     "report",
+    "transferability",
     "transforms",
     "trim_vocabulary",
     "tune_process",
@@ -41,6 +43,7 @@ _HOMES = {
     "back_translate": "back_translation",
     "export": "exporting",
     "load": "loading",
+    "transferability": "transfer",
     "trim_vocabulary": "trimming",
     "tune_process": "launcher",
 }
