@@ -7,7 +7,8 @@ of the others. Each of `--ways` makes a smaller one of it:
   training with the teacher; `narrow at once`: the same before the training.
 - `small`: the same of a student of 3 of the 6 layers.
 - `int8`: the dense model in ONNX Runtime, weights of 8 bits.
-- `chain`: `small` with the tokens of the training texts alone, in ONNX Runtime with 8 bits.
+- `chain`: `small` with the tokens alone that come `--min-count` times in the training texts, in ONNX
+  Runtime with 8 bits.
 - `untrained ...`: what is left of accuracy if units are removed and nothing is trained: by
   `taylor`, `activation`, `magnitude` and at `random`.
 
@@ -85,7 +86,7 @@ def made(options: argparse.Namespace, folder: Path, seed: int, teacher: str, way
     if way == "chain":
         texts = [text for text, _ in rows_of(options.task)[0]]
         small = lmkit.load(pruned(options, folder, seed, teacher, "small"))
-        lmkit.trim_vocabulary(small, texts)
+        lmkit.trim_vocabulary(small, texts, min_count=options.min_count)
         source = lmkit.export(small, folder / "trimmed", overwrite=True)
     return lmkit.export(source, folder / way, format="onnx", quantize="int8", overwrite=True)
 
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=-1, help="ends each run before its epochs do")
     parser.add_argument("--copies", type=int, default=2, help="of each text, words drawn anew")
     parser.add_argument("--more", action="store_true", help="train on such copies too")
+    parser.add_argument("--min-count", type=int, default=1, help="of a token in `chain`")
     parser.add_argument("--keep", type=Path, help="a folder where models are kept and found")
     parser.add_argument("--rows", type=int, default=16, help="examples to a step")
     parser.add_argument("--rounds", type=int, default=15, help="of the clock")
