@@ -5,9 +5,9 @@ as many steps each way, and tested on the whole test set (of CR what a fixed dra
 as it is and with typing errors in `--typos` of its words. Since all ways take as many steps of as
 many rows, `plain` is also the row of the same examples repeated as often. `typos beside` learns
 the labels of the texts as they are, and to say the same of each with typing errors. `... of more`
-also see `--unlabelled` other training texts, without their labels; a fifth of their rows then has
-one. `+` is between parts that are given together. Differences are of runs with one seed; their
-interval is of 10,000 draws of the seeds with replacement (paired bootstrap).
+also see `--unlabelled` other training texts, in each step as many as labelled ones on average.
+`+` is between parts that are given together. Differences are of runs with one seed; their interval
+is of 10,000 draws of the seeds with replacement (paired bootstrap).
 
     python benchmarks/few_examples.py --task cr --ways plain r_drop eda --json few_examples.json
     python benchmarks/few_examples.py --task trec --examples 100 --ways plain "uda of more"
@@ -125,7 +125,7 @@ def learn(options: argparse.Namespace, way: str, seed: int) -> dict[str, float]:
         kept = settings_of(way, few, rest)
         if way.endswith(" of more"):
             # Rows of the labelled ones again, so that each batch has some.
-            few = few * max(1, len(rest) // (4 * len(few)))
+            few = few * max(1, len(rest) // len(few))
             path = folder / "more.jsonl"
             path.write_text("".join(json.dumps({"text": text}) + "\n" for text in rest))
             unlabelled = str(path)
