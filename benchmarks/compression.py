@@ -7,8 +7,8 @@ of the others. Each of `--ways` makes a smaller one of it:
   training with the teacher; `narrow at once`: the same before the training.
 - `small`: the same of a student of 3 of the 6 layers.
 - `int8`: the dense model in ONNX Runtime, weights of 8 bits.
-- `chain`: `small` with the tokens alone that come `--min-count` times in the training texts, in ONNX
-  Runtime with 8 bits.
+- `chain`: `small` with the tokens that come `--min-count` times in the training texts alone, in
+  ONNX Runtime with 8 bits.
 - `untrained ...`: what is left of accuracy if units are removed and nothing is trained: by
   `taylor`, `activation`, `magnitude` and at `random`.
 
