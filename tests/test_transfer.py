@@ -244,6 +244,20 @@ def test_a_decoder_is_read_at_its_last_token(tmp_path):
     assert figures[None] == figures["last"] != figures["first"]
 
 
+@pytest.mark.parametrize(
+    ("told", "pooling"), [("cls", "first"), ("bos", "first"), ("mean", "mean"), ("late", "mean")]
+)
+def test_a_text_is_read_as_the_config_tells_the_head(told, pooling, tmp_path):
+    # ModernBERT's and EuroBERT's words; the second is not in every release of transformers.
+    path = Path(save_encoder(tmp_path / "it"))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "classifier_pooling": told}))
+    own, asked = (
+        transferability({"it": path}, data(tmp_path), pooling=each).rows for each in (None, pooling)
+    )
+    assert own == asked
+
+
 def test_texts_longer_than_the_positions_are_cut(tmp_path):
     files = task_files.labelled_texts(tmp_path)
     text = Path(files["train_file"]).read_text().splitlines()
