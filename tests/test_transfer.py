@@ -223,6 +223,12 @@ def test_scores_are_what_they_are_by_definition():
     assert baseline == float(classes.double().mean(0).max())
 
 
+def test_without_an_example_its_class_is_the_rarer_one():
+    classes = torch.eye(2)[torch.arange(20) % 2]
+    left_out = leave_one_out(torch.zeros(20, 4), classes)
+    assert score_of(left_out.predictions, classes, "single_label") == (0.0, 0.5)
+
+
 def test_the_seed_draws_the_same_examples_for_all(tmp_path):
     path = save_encoder(tmp_path / "it")
     models = {"one": path, "two": path}
