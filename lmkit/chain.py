@@ -214,7 +214,7 @@ def read_chain(path: Path) -> Chain:
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_KEYS)}"
             raise ValueError(f"{path}: the stage {name} has no {unknown[0]!r}; {hint}")
         stage = Stage(str(name), **said)
-        if not re.fullmatch(r"\w+", stage.name) or stage.name in ("model", "data", "trainer"):
+        if not re.fullmatch(r"\w+", stage.name) or stage.name in _PARTS:
             raise ValueError(
                 f"{path}: a stage is named by a word that is no option of a fit, got {name!r}"
             )

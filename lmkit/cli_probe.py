@@ -44,7 +44,11 @@ def read_options(words: Sequence[str]) -> argparse.Namespace:
         help="of examples (default: tagging of .conll, single_label of other files)",
     )
     parser.add_argument(
-        "--examples", type=int, default=1000, metavar="N", help="at most (default: 1000)"
+        "--examples",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="at most; of tagging sentences of so many words (default: 1000)",
     )
     parser.add_argument(
         "--pooling",

@@ -236,6 +236,7 @@ def test_only_a_fit_takes_stages(tmp_path, capsys):
         ({"a": {"config": "x", "option": {}}}, {}, "did you mean 'options'"),
         ({"a b": {"config": "x"}}, {}, "named by a word"),
         ({"model": {"config": "x"}}, {}, "named by a word"),
+        ({"checkpoint": {"config": "x"}}, {}, "named by a word"),
         ({"a": {"config": "x", "checkpoint": "first"}}, {}, "must be best or last"),
         ({"a": {"config": "x", "options": {"m": "{b}"}}, "b": {"config": "x"}}, {}, "before it"),
         ({"a": {"config": "x"}}, {"model": {}}, "can be nothing, got 'model'"),

@@ -223,6 +223,12 @@ def test_scores_are_what_they_are_by_definition():
     assert baseline == float(classes.double().mean(0).max())
 
 
+def test_without_an_example_its_class_is_the_rarer_one():
+    classes = torch.eye(2)[torch.arange(20) % 2]
+    left_out = leave_one_out(torch.zeros(20, 4), classes)
+    assert score_of(left_out.predictions, classes, "single_label") == (0.0, 0.5)
+
+
 def test_the_seed_draws_the_same_examples_for_all(tmp_path):
     path = save_encoder(tmp_path / "it")
     models = {"one": path, "two": path}
@@ -242,6 +248,20 @@ def test_a_decoder_is_read_at_its_last_token(tmp_path):
         for pooling in (None, "last", "first")
     }
     assert figures[None] == figures["last"] != figures["first"]
+
+
+@pytest.mark.parametrize(
+    ("told", "pooling"), [("cls", "first"), ("bos", "first"), ("mean", "mean"), ("late", "mean")]
+)
+def test_a_text_is_read_as_the_config_tells_the_head(told, pooling, tmp_path):
+    # ModernBERT's and EuroBERT's words; the second is not in every release of transformers.
+    path = Path(save_encoder(tmp_path / "it"))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "classifier_pooling": told}))
+    own, asked = (
+        transferability({"it": path}, data(tmp_path), pooling=each).rows for each in (None, pooling)
+    )
+    assert own == asked
 
 
 def test_texts_longer_than_the_positions_are_cut(tmp_path):

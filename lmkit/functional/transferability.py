@@ -14,9 +14,9 @@ __all__ = ["PENALTIES", "LeftOut", "LogEvidence", "leave_one_out", "log_evidence
 #: Penalties of a ridge regression that are tried, in shares of the mean squared singular value.
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 
-# Of the ratio alpha / beta beside the largest squared singular value: beyond, nothing changes, and
-# float64 tells no difference.
-_LEAST, _MOST = 1e-10, 1e10
+# Bounds of the ratio alpha / beta beside the largest squared singular value, as powers of ten, and
+# how many ratios between them are tried to begin with, four in each decade.
+_LEAST, _MOST, _STARTS = -15, 10, 101
 # The fixed point is reached within some ten steps where the features say something.
 _STEPS, _CLOSE = 10_000, 1e-13
 
@@ -61,10 +61,11 @@ def log_evidence(features: Tensor, targets: Tensor) -> LogEvidence:
     $\alpha = \gamma / m^\top m$, $\beta = (N - \gamma) / \lVert F m - y \rVert^2$ with the mean $m$
     of the posterior of $w$ and $\gamma = \sum_k \beta \sigma_k^2 / (\alpha + \beta \sigma_k^2)$
     over the singular values of $F$ (You et al. 2021, arXiv:2102.11005). All of it depends on
-    $\alpha / \beta$ alone, which is what the steps are of. As in the paper features have neither
-    intercept nor scale of their own: add a column of ones for the first, $\alpha$ takes care of the
-    second. Targets that the features give exactly, or say nothing of, have their fixed point at
-    zero or infinity, and the ratio is bounded there.
+    $\alpha / \beta$ alone, which is what the steps are of. There may be several fixed points, so
+    they begin at the best of a grid (deviation: the paper begins at $\alpha = \beta = 1$). As in
+    the paper features have neither intercept nor scale of their own: add a column of ones for the
+    first, $\alpha$ takes care of the second. Targets that the features give exactly, or say nothing
+    of, have their fixed point at zero or infinity, and the ratio is bounded there.
 
     Args:
         features: $F$, `[N, D]`; computed in float64.
@@ -85,31 +86,29 @@ def log_evidence(features: Tensor, targets: Tensor) -> LogEvidence:
     f, y = _checked(features, targets)
     if bool((y == 0).all(0).any()):
         raise ValueError("targets has a column of zeros, whose evidence is infinite: leave it out")
-    n = len(f)
     u, s, _ = torch.linalg.svd(f, full_matrices=False)
     spread = s.square().unsqueeze(1)
     largest = float(spread.max()) or 1.0
     z = u.T @ y
     outside = (y - u @ z).square().sum(0)
-    ratio = y.new_full((y.shape[1],), max(float(spread.mean()), _LEAST * largest))
+    # Where one direction is much longer than all others, there are several fixed points.
+    powers = torch.logspace(_LEAST, _MOST, _STARTS, dtype=torch.float64, device=y.device)
+    starts = largest * powers
+    values = torch.stack([_evidence(spread, z, outside, start, len(f))[0] for start in starts])
+    ratio = starts[values.argmax(0)]
     for _ in range(_STEPS):
         gamma, length, residual = _moments(spread, z, outside, ratio)
-        step = gamma * residual / (length * (n - gamma))
+        free = (ratio / (spread + ratio)).sum(0) + len(f) - len(s)  # N - gamma, not rounded to 0
+        step = gamma * residual / (length * free)
         # Nothing of the targets lies in the features: no weights, and so no length.
         step = torch.where(length > 0, step, torch.inf)
-        step = step.clamp(_LEAST * largest, _MOST * largest)
+        step = step.clamp(starts[0], starts[-1])
         close = bool(((step - ratio).abs() <= _CLOSE * ratio).all())
         ratio = step
         if close:
             break
-    _, length, residual = _moments(spread, z, outside, ratio)
-    # The best noise for the ratio; at the fixed point it is (N - gamma) / residual.
-    tiny = torch.finfo(torch.float64).tiny
-    beta = n / (residual + ratio * length).clamp(min=tiny)
-    value = 0.5 * n * (beta.log() - math.log(2 * math.pi) - 1) - 0.5 * (spread / ratio).log1p().sum(
-        0
-    )
-    return LogEvidence(value / n, ratio * beta, beta)
+    value, beta = _evidence(spread, z, outside, ratio, len(f))
+    return LogEvidence(value, ratio * beta, beta)
 
 
 def leave_one_out(
@@ -165,6 +164,25 @@ def leave_one_out(
     return best
 
 
+def _evidence(
+    spread: Tensor, z: Tensor, outside: Tensor, ratio: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Return the evidence at a ratio, in nats an example, and its best beta, each `[C]`.
+
+    Args:
+        spread: of `_moments`, as are `z`, `outside` and `ratio`.
+        z: in the left singular vectors.
+        outside: of these.
+        ratio: of each column, or one of all.
+        count: N.
+    """
+    _, length, residual = _moments(spread, z, outside, ratio)
+    # The best noise for the ratio; at the fixed point it is (N - gamma) / residual.
+    beta = count / (residual + ratio * length).clamp(min=torch.finfo(torch.float64).tiny)
+    value = 0.5 * count * (beta.log() - math.log(2 * math.pi) - 1)
+    return (value - 0.5 * (spread / ratio).log1p().sum(0)) / count, beta
+
+
 def _moments(
     spread: Tensor, z: Tensor, outside: Tensor, ratio: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,7 +196,7 @@ def _moments(
     """
     share = spread / (spread + ratio)
     length = (spread * (z / (spread + ratio)).square()).sum(0)
-    residual = ((1 - share) * z).square().sum(0) + outside
+    residual = (ratio / (spread + ratio) * z).square().sum(0) + outside
     return share.sum(0), length, residual
 
 

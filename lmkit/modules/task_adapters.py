@@ -79,9 +79,10 @@ def check_aggregated(module: MultiTaskModule) -> None:
         module: with its network built.
 
     Raises:
-        ValueError: it would be without the mixtures of its other tasks.
+        ValueError: it would be without the mixtures of its other tasks, or is of other tasks.
     """
-    if not _aggregates(module) and (mixed := aggregated_tasks(module.ledger)):
+    own = module.tasks if _aggregates(module) else ()
+    if mixed := [name for name in aggregated_tasks(module.ledger) if name not in own]:
         raise ValueError(
             f"the model is an export of {', '.join(mixed)}, which attends to the adapters of "
             "several tasks: give task_adapters the settings of that run, with aggregate: true, and "

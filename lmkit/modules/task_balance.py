@@ -75,6 +75,11 @@ class TaskBalance(Callback):
         if module.weighting is not None:
             module.weighting.end_epoch()
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the Trainer, whose next module may be of one task."""
+        callbacks = cast(Any, trainer).callbacks
+        cast(Any, trainer).callbacks = [each for each in callbacks if each is not self]
+
 
 def balance_of(module: MultiTaskModule) -> list[Callback]:
     """Make the callback of a module, if its Trainer has none of an earlier run."""

@@ -168,7 +168,8 @@ def _own_pooling(network: PreTrainedModel) -> Pooling:
     """Return what the head for sequences of an architecture takes."""
     kind = type(network.config)
     if kind in cast(Any, AutoModelForMaskedLM)._model_mapping:
-        is_mean = getattr(network.config, "classifier_pooling", None) == "mean"
+        # EuroBERT's "late" is the mean behind a layer of the head.
+        is_mean = getattr(network.config, "classifier_pooling", None) in ("mean", "late")
         return "mean" if is_mean else "first"
     return "last" if kind in cast(Any, AutoModelForCausalLM)._model_mapping else "first"
 

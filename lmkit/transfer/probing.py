@@ -55,7 +55,8 @@ def transferability(
             for its data; or a file with labels.
         task: of a file what its rows are; by default `"tagging"` of `.conll` and `.conllu`, and
             `"single_label"` of others.
-        examples: training examples, or words of tagging, at most (whole sentences); they are drawn.
+        examples: training examples at most, which are drawn; of tagging whole sentences, until they
+            have so many words.
         pooling: what stands for a text: its `"first"` token, the `"mean"` of all or the `"last"`
             one; by default what the head for sequences of each architecture takes.
         batch_size: of examples.
@@ -90,14 +91,17 @@ def transferability(
     for name, given in models.items():
         with _named(name):
             check_model(given)
+
+    def items_of(name: str, given: Any) -> Items:
+        module = open_encoder(given, kind, device)
+        own = rows_of(target, module)
+        places = drawn_examples(own, examples, seed)
+        return encode_items(module, own, places, kind, pooling, batch_size, name)
+
     rows = []
     for name, given in models.items():
         with _named(name):
-            module = open_encoder(given, kind, device)
-            own = rows_of(target, module)
-            places = drawn_examples(own, examples, seed)
-            items = encode_items(module, own, places, kind, pooling, batch_size, name)
-            rows.append(_row(name, items, kind))
+            rows.append(_row(name, items_of(name, given), kind))
     settings = {"task": kind, "examples": examples, "pooling": pooling, "seed": seed}
     return TransferReport.of(rows, settings)
 

@@ -69,6 +69,26 @@ def test_no_other_precisions_have_more_evidence(shape):
             assert loss(own) <= best.fun + 1e-6
 
 
+@pytest.mark.parametrize("shape", [(40, 6), (100, 64), (30, 60)])
+@pytest.mark.parametrize("mean", [0, 30, 100])
+def test_a_direction_much_longer_than_the_others_does_not_hide_them(shape, mean):
+    n, d = shape
+    classes = torch.arange(n) % 2
+    features = draw(n, d) + 0.3 * draw(2, d, seed=1)[classes] + mean
+    targets = torch.nn.functional.one_hot(classes).double()
+    found = log_evidence(features, targets)
+    gram = features.numpy() @ features.numpy().T
+    for column, target in enumerate(targets.T):
+        # Of each ratio the best noise; the ratio from all features to none.
+        highest = -math.inf
+        for ratio in np.logspace(-3, 10, 131):
+            rest = np.linalg.solve(gram / ratio + np.eye(n), target.numpy())
+            beta = n / float(target.numpy() @ rest)
+            highest = max(highest, density(features, target, ratio * beta, beta))
+        assert float(found.value[column]) == pytest.approx(highest / n, abs=1e-3)
+        assert float(found.value[column]) > highest / n - 1e-6
+
+
 def test_rotated_and_scaled_features_have_the_same_evidence():
     features, targets = problem(40, 6)
     rotation = torch.linalg.qr(draw(6, 6, seed=5)).Q

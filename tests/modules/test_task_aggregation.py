@@ -122,10 +122,14 @@ def test_an_export_is_a_model_for_the_same_tasks(trained, tmp_path):
     assert equal(again, lmkit.load(tmp_path / "again.ckpt"))
     topic = lmkit.load(lmkit.export(again, tmp_path / "topic", task="topic"))
     assert lmkit.adapters.list_adapters(topic)["topic/all"] == 1.0
-    for settings in ({}, {"task_adapters": {"size": 3, "kind": "houlsby"}}):
-        other = MultiTaskModule(output, specs(*NAMES), **settings, **FAST)
+    for names, settings in (
+        (NAMES, {}),
+        (NAMES, {"task_adapters": {"size": 3, "kind": "houlsby"}}),
+        (("topic", "score"), HOULSBY),
+    ):
+        other = MultiTaskModule(output, specs(*names), **settings, **FAST)
         with pytest.raises(ValueError, match=r"export of ner, which attends .* aggregate: true"):
-            make_trainer(max_steps=0).fit(other, make_data(folder, *NAMES))
+            make_trainer(max_steps=0).fit(other, make_data(folder, *names))
     fewer = MultiTaskModule(output, specs("ner", "topic"), **HOULSBY, **FAST)
     with pytest.raises(ValueError, match="'ner' attends to the adapters of ner, topic, score"):
         fewer.configure_model()

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
 from lmkit.callbacks import FGMCallback, RDropCallback
 from lmkit.callbacks.gradient_conflict import GradientConflictCallback
 from lmkit.modules.loss_weighting import Uncertainty
 from lmkit.modules.multi_task import MultiTaskModule
+from lmkit.modules.task_balance import TaskBalance
 from lmkit.surgery.depth import parameter_depths
 from tests.cases import make_trainer, weights
 from tests.several_tasks import make_data, make_module
@@ -66,14 +67,42 @@ def assert_same(one: MultiTaskModule, two: MultiTaskModule, atol: float = 0.0) -
         assert torch.allclose(value, second[name], atol=atol, rtol=0.0), name
 
 
-def test_a_trainer_has_its_callback_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_trainer_is_left_without_its_callback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     module, data = make_module(*NAMES), make_data(tmp_path, *NAMES)
     trainer = make_trainer(max_steps=1, limit_val_batches=0)
     trainer.fit(module, data)
     with caplog.at_level("INFO"):
         trainer.validate(module, data, verbose=False)
-    assert [type(each).__name__ for each in trainer.callbacks].count("TaskBalance") == 1
+    assert not any(isinstance(each, TaskBalance) for each in trainer.callbacks)
     assert "will override existing callbacks" not in caplog.text
+
+
+def test_after_an_exception_a_trainer_has_its_callback_once(tmp_path: Path) -> None:
+    module, data = make_module(*NAMES), make_data(tmp_path, *NAMES)
+
+    class Stops(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            found.append(sum(isinstance(each, TaskBalance) for each in trainer.callbacks))
+            if len(found) == 1:
+                raise RuntimeError("stopped")
+
+    found: list[int] = []
+    trainer = make_trainer(Stops(), max_steps=1, limit_val_batches=0)
+    with pytest.raises(RuntimeError, match="stopped"):
+        trainer.fit(module, data)
+    trainer.fit(module, data)
+    assert found == [1, 1]
+
+
+def test_a_trainer_fits_a_module_of_one_task_next(tmp_path: Path) -> None:
+    module, data = make_module(*NAMES), make_data(tmp_path, *NAMES)
+    trainer = make_trainer(max_steps=1, limit_val_batches=0)
+    trainer.fit(module, data)
+    trainer.fit_loop.epoch_loop.max_steps = 2
+    trainer.fit(module.task_module_of("topic"), data.tasks["topic"])
+    assert trainer.global_step == 2
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
