@@ -25,6 +25,7 @@ from ..surgery.low_rank_choice import (
     target_layers,
 )
 from .calibration import gather
+from .chosen_surgery import entry_of, why_no_entry
 
 __all__ = ["LowRankCallback"]
 
@@ -149,9 +150,7 @@ class LowRankCallback(Callback):
             logger.log_metrics(figures, step=trainer.global_step)
 
     def _own(self, ledger: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-        """Return the entry of a ledger that this callback, or its like, has made."""
-        known = (spec for spec in ledger if spec["class_path"] == _CLASS_PATH)
-        return next((s for s in known if s["init_args"]["chosen"] == self.settings), None)
+        return entry_of(ledger, _CLASS_PATH, self.settings)
 
     def _repeated(self, ledger: Sequence[Mapping[str, Any]]) -> Any:
         """Return the surgery of a checkpoint.
@@ -161,19 +160,15 @@ class LowRankCallback(Callback):
         """
         if spec := self._own(ledger):
             return from_spec(spec)
-        settings, fault = self.settings, "has no low-rank layers"
-        for spec in ledger:
-            if spec["class_path"] == _CLASS_PATH:
-                had = spec["init_args"]["chosen"]
-                other = [name for name in settings if had.get(name) != settings[name]]
-                before, now = (
-                    ", ".join(f"{name}={known.get(name)!r}" for name in other)
-                    for known in (had, settings)
-                )
-                fault = f"was factorized with {before}, and LowRankCallback of this run has {now}"
         raise ValueError(
-            f"the checkpoint {fault}: give the callback the arguments it had or leave it out, or "
-            "start anew from an export of the checkpoint"
+            why_no_entry(
+                ledger,
+                _CLASS_PATH,
+                self.settings,
+                name="LowRankCallback",
+                done="was factorized",
+                otherwise="has no low-rank layers",
+            )
         )
 
     def _choose(self, trainer: Trainer, module: LMModule) -> Choice:

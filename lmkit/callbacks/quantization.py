@@ -22,6 +22,7 @@ from ..surgery.quantization_conversion import (
     quantized_layers,
     stored_bytes,
 )
+from .chosen_surgery import entry_of, why_no_entry
 from .quantization_plan import Decision, QuantizationPlan
 
 __all__ = ["QuantizationCallback"]
@@ -159,10 +160,11 @@ class QuantizationCallback(Callback):
         self._finish(trainer, pl_module)
 
     def _own(self, ledger: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-        """Return the entry of a ledger that this callback, or its like, has made."""
-        path, settings = to_spec(self.plan.surgery())["class_path"], self.plan.settings
-        known = (spec for spec in ledger if spec["class_path"] == path)
-        return next((s for s in known if s["init_args"]["chosen"] == settings), None)
+        return entry_of(ledger, self._path, self.plan.settings)
+
+    @property
+    def _path(self) -> str:
+        return str(to_spec(self.plan.surgery())["class_path"])
 
     def _prepare(
         self,
@@ -185,20 +187,13 @@ class QuantizationCallback(Callback):
             self._say(module.network)
 
     def _fault(self, ledger: Sequence[Mapping[str, Any]]) -> str:
-        path = to_spec(self.plan.surgery())["class_path"]
-        fault = "was not trained to be quantized"
-        for spec in ledger:
-            if spec["class_path"] == path:
-                had, settings = spec["init_args"]["chosen"], self.plan.settings
-                other = [name for name in settings if had.get(name) != settings[name]]
-                before, now = (
-                    ", ".join(f"{name}={known.get(name)!r}" for name in other)
-                    for known in (had, settings)
-                )
-                fault = f"was trained with {before}, and QuantizationCallback of this run has {now}"
-        return (
-            f"the checkpoint {fault}: give the callback the arguments it had or leave it out, or "
-            "start anew from an export of the checkpoint"
+        return why_no_entry(
+            ledger,
+            self._path,
+            self.plan.settings,
+            name="QuantizationCallback",
+            done="was trained",
+            otherwise="was not trained to be quantized",
         )
 
     def _finish(self, trainer: Trainer, module: LightningModule) -> None:
