@@ -156,7 +156,8 @@ def take_up(module: Any, entry: Mapping[str, Any], path: str) -> None:
     """
     if entry.get("tokenizer"):
         # So that no training text is needed to know it.
-        module.tokenizer = tokenizer_from_files(entry["tokenizer"])
+        for each in (module, *getattr(module, "tasks", {}).values()):
+            each.tokenizer = tokenizer_from_files(entry["tokenizer"])
     if entry.get("left_out"):
         # It needs its base, and what it is tested on may lack a class that it knows.
         with on_base_of(entry, module.hparams["model"], path) as base:

@@ -87,6 +87,11 @@ def load(
     if how := how_to_add(place):
         raise ValueError(f"{place} holds an adapter and no base: {how}")
     if place.is_dir() and not (place / "config.json").is_file():
+        if inside := sorted(each.parent.name for each in place.glob("*/config.json")):
+            raise ValueError(
+                f"the folder {place} holds the models {', '.join(inside)}: give one of them, such "
+                f"as {place / inside[0]}"
+            )
         raise ValueError(
             f"the folder {place} holds no config.json; give an exported folder, or a checkpoint "
             f"in it{_checkpoints_in(place)}"

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
-from lmkit import cli
+from lmkit import cli, load
 from lmkit.chain import has_stages
 from tests import task_files
 from tests.choices import write_choices
@@ -227,6 +227,10 @@ def test_several_tasks_train_on_one_encoder(tmp_path, capsys):
     assert "label" in json.loads(Path("runs/multi_task/predictions.jsonl").read_text())
     assert lmkit(f"export --ckpt {last} --output exported") == 0
     assert {path.name for path in Path("exported").iterdir()} == {"topic", "names"}
+    with pytest.raises(ValueError, match="holds the models names, topic: give one of them"):
+        load("exported")
+    for command in ("test", "validate"):  # with the tokens of the checkpoint
+        assert lmkit(f"{command} --ckpt_path {last}") == 0, capsys.readouterr().err
     assert lmkit(f"export --ckpt {last} --output alone --task names") == 0
     kind = json.loads(Path("alone/config.json").read_text())["architectures"]
     assert kind == ["BertForTokenClassification"]

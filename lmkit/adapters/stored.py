@@ -152,7 +152,7 @@ def choose(names: Iterable[str], active: Mapping[str, float] | None, wanted: str
         if len(found) == 1:
             return found[0]
     if not known:
-        raise ValueError("there is no adapter")
+        raise ValueError("there is no adapter that could be taken by itself")
     raise ValueError(f"there are the adapters {', '.join(known)}: name the one that is meant")
 
 

@@ -53,7 +53,7 @@ class MultiTaskDataModule(LightningDataModule):
         batches: `"one"` for batches of one task, or `"all"` for a batch of each task in every step.
         epoch_batches: batches in an epoch; by default as many as the tasks have together, with
             `"all"` as many of each as they have on average.
-        tokenizer: of all tasks; by default the model's.
+        tokenizer: of all tasks that name none; by default the model's.
         max_length: tokens of an example at most, of tasks that do not say.
         batch_size: of tasks that do not say.
         eval_batch_size: of tasks that do not say.
@@ -120,6 +120,7 @@ class MultiTaskDataModule(LightningDataModule):
             with about_task(name):
                 self.tasks[name] = made.get(name) or data_from_spec(spec, shared)
                 self.tasks[name].num_workers = num_workers
+                self.tasks[name].tokenizer_name = self.tasks[name].tokenizer_name or tokenizer
         self.sampling, self.temperature = sampling, temperature
         self.cap, self.weights = cap, weights
         self.batches, self.epoch_batches = batches, epoch_batches

@@ -71,6 +71,7 @@ class Famo(_Learned):
         ValueError: a number lies outside its range.
     """
 
+    needs_all = True
     before: Tensor
 
     def __init__(

@@ -137,6 +137,7 @@ class GeometricMean(LossWeighting):
     """The geometric mean of the losses that a batch has (GLS, arXiv:1904.08492)."""
 
     needs_losses = True
+    needs_all = True
 
     def weights(self, losses: Tensor, chosen: Tensor) -> Tensor:
         """Return the weights of the losses as they are."""

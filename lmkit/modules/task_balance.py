@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -29,6 +30,7 @@ class TaskBalance(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over from DDP, before layers are compiled; tell which tasks are regressions."""
         module = cast("MultiTaskModule", pl_module)
+        _warn_of_single_tasks(module, getattr(trainer, "datamodule", None))
         if module.aggregation is not None:
             module.aggregation.attach(module)
         if module.weighting is not None:
@@ -85,6 +87,19 @@ def balance_of(module: MultiTaskModule) -> list[Callback]:
     """Make the callback of a module, if its Trainer has none of an earlier run."""
     there = [] if module._trainer is None else cast(Any, module.trainer).callbacks
     return [] if any(isinstance(each, TaskBalance) for each in there) else [TaskBalance()]
+
+
+def _warn_of_single_tasks(module: MultiTaskModule, data: Any) -> None:
+    """Say that there is nothing to balance in batches of one task."""
+    balanced = [] if module.aggregation is None else ["aggregation"]
+    if module.weighting is not None and module.weighting.needs_all:
+        balanced.append("weighting")
+    if balanced and len(module.tasks) > 1 and getattr(data, "batches", "all") == "one":
+        named = ", ".join(f"{word}={module.hparams[word]!r}" for word in balanced)
+        rank_zero_warn(
+            f"{named} does nothing to batches of one task: give the MultiTaskDataModule "
+            "batches='all'"
+        )
 
 
 def weighting_of(settings: Mapping[str, Any], tasks: Sequence[str]) -> LossWeighting | None:

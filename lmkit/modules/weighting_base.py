@@ -33,6 +33,8 @@ class LossWeighting(nn.Module):
 
     #: Whether the means of losses over all ranks are needed.
     needs_losses = False
+    #: Whether a batch of one task has nothing to be weighed against.
+    needs_all = False
     #: Sums and counts of each task's losses in the accumulation window, `[2, T]`.
     window: Tensor
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import takewhile
 from typing import Any, cast
@@ -157,7 +157,8 @@ class Adapter:
         there = [origin for layer in sites.values() if (origin := _origin(layer, self.name))]
         if other := [origin for origin in there if origin != self]:
             raise ValueError(
-                f"there is an adapter {self.name!r} already, {other[0]}; give this one another name"
+                f"there is an adapter {self.name!r} already, {_told(other[0], self)}: give this "
+                "one the same settings or another name"
             )
         return len(there) == len(sites)
 
@@ -218,6 +219,14 @@ def _origin(layer: Any, name: str) -> Any:
             return layer.origins.get(name)
         layer = layer.base_layer
     return None
+
+
+def _told(there: Any, asked: Adapter) -> str:
+    """Say in which settings what is there differs from what is asked for."""
+    if not isinstance(there, Adapter):
+        return f"{there}"
+    each = ((word, getattr(there, word), getattr(asked, word)) for word in asdict(asked))
+    return "; ".join(f"{word} {had!r}, not {wants!r}" for word, had, wants in each if had != wants)
 
 
 def _connect(entry: AdaptedLayer, end: AdaptedLayer) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from lmkit.datamodules import SequenceClassificationDataModule
+from lmkit.datamodules import SequenceClassificationDataModule, TokenClassificationDataModule
 from lmkit.datamodules.batch_plan import BatchPlan
 from lmkit.datamodules.multi_task import MultiTaskDataModule
 from lmkit.datamodules.multi_task_plan import MultiTaskPlan
@@ -213,6 +213,21 @@ def test_a_data_module_may_be_given_as_it_is_and_is_kept_as_plain_data(tmp_path)
     again = MultiTaskDataModule(**data.hparams)
     assert again.tasks["topic"].batch_size == 7
     assert again.tasks["topic"].files == own.files
+
+
+def test_the_tokenizer_of_all_is_that_of_made_data_modules_too(tmp_path):
+    folder = str(tiny.tokenizer_folder(tmp_path / "tokenizer"))
+    texts, words = (
+        task_files.labelled_texts(tmp_path / "a"),
+        task_files.tagged_words(tmp_path / "b"),
+    )
+    made = {
+        "topic": SequenceClassificationDataModule(**texts),
+        "ner": TokenClassificationDataModule(**words, tokenizer="of/its/own"),
+    }
+    data = MultiTaskDataModule(made, tokenizer=folder)
+    assert data.tasks["topic"].tokenizer_name == folder
+    assert data.tasks["ner"].tokenizer_name == "of/its/own"
 
 
 def test_settings_of_all_give_way_to_those_of_a_task(tmp_path):

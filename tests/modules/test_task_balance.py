@@ -105,6 +105,28 @@ def test_a_trainer_fits_a_module_of_one_task_next(tmp_path: Path) -> None:
     assert trainer.global_step == 2
 
 
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"aggregation": "pcgrad"}, "aggregation='pcgrad' does nothing to batches of one task"),
+        ({"weighting": "geometric"}, "weighting='geometric' does nothing"),
+        ({"weighting": "uncertainty"}, ""),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value.values())),
+)
+def test_what_needs_all_tasks_says_so_of_batches_of_one(
+    how: dict[str, Any], said: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    for batches in ("one", "all"):
+        recwarn.clear()
+        fit(tmp_path, module=how, batches=batches, max_steps=1)
+        found = [
+            str(each.message) for each in recwarn if "batches of one task" in str(each.message)
+        ]
+        assert bool(found) == (bool(said) and batches == "one")
+        assert all(said in each for each in found)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_sum_is_the_module_without_aggregation(accumulate: int, tmp_path: Path) -> None:
     how = {"accumulate_grad_batches": accumulate, "gradient_clip_val": 1.0}

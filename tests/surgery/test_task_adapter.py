@@ -143,7 +143,7 @@ def test_twice_is_once():
     TaskAdapter(NAMES, size=4)(network)
     after = network.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in after)
-    with pytest.raises(ValueError, match="there is an adapter 'ner' already"):
+    with pytest.raises(ValueError, match="'ner' already, size 4, not 5: give"):
         TaskAdapter(["ner"], size=5)(network)
 
 
