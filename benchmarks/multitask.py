@@ -86,14 +86,17 @@ class Watch(Callback):
         self.seconds, self.steps = time.process_time() - self.began, trainer.global_step
 
 
-def pairs_of(task: str) -> list[list[dict[str, str]]]:
+def pairs_of(task: str) -> list[list[dict[str, Any]]]:
     """Return the training and the test pairs of SICK."""
     column = {"entailment": "entailment_label", "relatedness": "relatedness_score"}[task]
-    splits: dict[str, list[dict[str, str]]] = {"TRAIN": [], "TEST": []}
+    splits: dict[str, list[dict[str, Any]]] = {"TRAIN": [], "TEST": []}
     with gzip.open(data_folder() / "sick" / "SICK.txt.gz", "rt", encoding="utf-8") as file:
         for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
             texts = {name: row[name] for name in ("sentence_A", "sentence_B")}
-            splits.get(row["SemEval_set"], []).append({**texts, "label": row[column]})
+            label: Any = row[column]
+            if task == "relatedness":  # from 1 to 5; squared errors of others' size from 0 to 1
+                label = (float(label) - 1) / 4
+            splits.get(row["SemEval_set"], []).append({**texts, "label": label})
     return list(splits.values())
 
 
