@@ -240,6 +240,9 @@ def _probe(words: list[str]) -> Callable[[], int]:
     from rich.console import Console
 
     from .transfer import transferability
+    from .transfer.features import check_device
+
+    check_device(options["device"])
 
     def run() -> int:
         made = transferability(models, **options)

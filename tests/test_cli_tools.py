@@ -106,6 +106,16 @@ def test_a_report_of_a_run_and_its_trimmed_export(
     assert read["settings"]["shapes"] == [[1, 8], [2, 16]]
 
 
+@pytest.mark.parametrize("device", ["cuda", "tpuu"])
+def test_a_device_that_is_not_here_is_told_before_a_model_is_looked_for(
+    device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.csv").write_text("text,label\n")
+    assert lmkit(f"probe ./nowhere --data train.csv --device {device}") == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"device must be one that is here, such as cpu, got '{device}': " in said
+
+
 @pytest.mark.parametrize(
     ("line", "code", "message"),
     [

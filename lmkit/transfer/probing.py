@@ -14,7 +14,7 @@ from torch import Tensor
 from ..datamodules import TokenClassificationDataModule
 from ..functional.transferability import leave_one_out, log_evidence
 from ..surgery.arguments import check_whole
-from .features import Items, Pooling, check_model, encode_items, open_encoder
+from .features import Items, Pooling, check_device, check_model, encode_items, open_encoder
 from .results import TransferReport, TransferRow, score_of
 from .target import TargetTask, drawn_examples, rows_of, target_data
 
@@ -86,6 +86,7 @@ def transferability(
         check_whole(word, number, least)
     if pooling is not None and pooling not in get_args(Pooling):
         raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
+    check_device(device)
     target = target_data(data, task)
     kind = "tagging" if isinstance(target, TokenClassificationDataModule) else target.task
     for name, given in models.items():

@@ -282,6 +282,9 @@ def test_texts_longer_than_the_positions_are_cut(tmp_path):
         ({"examples": 9}, "examples must be at least 10, got 9"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"pooling": "max"}, "pooling must be one of first, mean, last, got 'max'"),
+        ({"device": "tpuu"}, "device must be one that is here, such as cpu, got 'tpuu': "),
+        ({"device": "cuda"}, "device must be one that is here, such as cpu, got 'cuda': "),
+        ({"device": "meta"}, "device must be one that is here, such as cpu, got 'meta': "),
         ({"task": "ner"}, "task must be one of single_label"),
         ({"models": {"it": "./nowhere"}}, "it: there is no model folder at ./nowhere"),
         # Before the data are read.
