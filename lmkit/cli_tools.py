@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .cli_probe import read_options
+from .cli_probe import READING, read_options
 
 __all__ = ["TOOLS"]
 
@@ -241,8 +241,12 @@ def _probe(words: list[str]) -> Callable[[], int]:
 
     from .transfer import transferability
     from .transfer.features import check_device
+    from .transfer.target import target_data
 
     check_device(options["device"])
+    asked = {name: options.pop(name) for name in READING}
+    reading = {name: value for name, value in asked.items() if value is not None}
+    options["data"] = target_data(options["data"], options.pop("task"), reading)
 
     def run() -> int:
         made = transferability(models, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -25,19 +26,34 @@ __all__ = ["TargetTask", "drawn_examples", "rows_of", "target_data"]
 TargetTask = Literal["single_label", "multi_label", "regression", "tagging"]
 
 
+# Arguments of the data module of texts that the one of tagged words does not have.
+_OF_TEXTS = {
+    "text_column",
+    "text_pair_column",
+    "label_column",
+    "label_separator",
+    "column_names",
+}
+
+
 def target_data(
-    data: LightningDataModule | str | os.PathLike[str], task: TargetTask | None = None
+    data: LightningDataModule | str | os.PathLike[str],
+    task: TargetTask | None = None,
+    reading: Mapping[str, Any] | None = None,
 ) -> SequenceClassificationDataModule | TokenClassificationDataModule:
     """Return the data module of a task: as it is, of a config, or of a file with labels.
 
     Args:
         data: as of `transferability`.
         task: of a file what its rows are.
+        reading: of a file further arguments of the data module, such as `label_column`. All its
+            rows are for training.
 
     Raises:
         TypeError: it is neither a path nor a data module of classification, regression or tagging.
         FileNotFoundError: there is no such file.
-        ValueError: the task is unknown, or given for what is no file.
+        ValueError: the task is unknown; or it or `reading` is given for what is no file, or
+            `reading` has what the rows do not have.
     """
     if task is not None and task not in get_args(TargetTask):
         raise ValueError(f"task must be one of {', '.join(get_args(TargetTask))}, got {task!r}")
@@ -49,11 +65,16 @@ def target_data(
             raise FileNotFoundError(f"there is no file {place} with examples")
         words = {".conll", ".conllu"} & set(place.suffixes)
         kind = task or ("tagging" if words else "single_label")
-        if kind == "tagging":
-            return TokenClassificationDataModule(train_file=str(place))
-        return SequenceClassificationDataModule(train_file=str(place), task=kind)
+        given: dict[str, Any] = {"train_file": str(place), "val_fraction": 0.0, **(reading or {})}
+        if kind != "tagging":
+            return SequenceClassificationDataModule(task=kind, **given)
+        if columns := sorted(given.keys() & _OF_TEXTS):
+            raise ValueError(f"{columns[0]} is for a table of texts, and {place} has tagged words")
+        return TokenClassificationDataModule(**given)
     if task is not None:
         raise ValueError(f"task={task!r} is for a file with labels, and these data know theirs")
+    if reading:
+        raise ValueError(f"{min(reading)} is for a file with labels, and these data know theirs")
     made = data_from_config(place) if is_config else data
     if not isinstance(made, SequenceClassificationDataModule | TokenClassificationDataModule):
         raise TypeError(

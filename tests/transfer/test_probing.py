@@ -84,7 +84,7 @@ def test_an_encoder_that_knows_the_classes_wins_over_a_random_one(tmp_path):
     assert (best.name, other.name) == ("knows", "random")
     assert best.log_evidence > other.log_evidence + 0.1
     assert best.score > 0.95 and other.score < best.score - 0.1
-    assert report.metric == "accuracy" and best.items == other.items == 108
+    assert report.metric == "accuracy" and best.items == other.items == 120
     assert best.baseline == other.baseline < 0.5
     assert other.width == 16
 
@@ -271,7 +271,7 @@ def test_texts_longer_than_the_positions_are_cut(tmp_path):
     (tmp_path / "long.csv").write_text("\n".join(rows) + "\n")
     path = save_encoder(tmp_path / "it")
     (row,) = transferability({"it": path}, tmp_path / "long.csv").rows
-    assert row.items == 54  # a tenth is held out for validation
+    assert row.items == 60
 
 
 @pytest.mark.parametrize(
@@ -307,9 +307,6 @@ def test_bad_input_is_answered_in_plain_words(settings, match, tmp_path):
         (tmp_path / name).write_text("\n".join(["text,label", *rows]) + "\n")
     (tmp_path / "bare.csv").write_text("text\nthe fox\nthe dog\n")
     known: dict[str, Any] = {"models": {"it": save_encoder(tmp_path / "it")}, "data": "train.csv"}
-    if settings.get("data") == "few.csv":  # all of it for training
-        few = {"train_file": "few.csv", "val_file": "train.csv"}
-        settings = {"data": SequenceClassificationDataModule(**few, on_bad_row="skip")}
     with pytest.raises(ValueError, match=match):
         transferability(**{**known, **settings})
 
@@ -370,6 +367,49 @@ def test_the_command_line_probes(tmp_path, capsys):
     assert lmkit(f"probe {one} --data nowhere.csv") == 2
     assert "there is no file nowhere.csv" in capsys.readouterr().err
     assert lmkit("probe") == 2
+
+
+def test_the_command_line_tells_how_a_file_is_read(tmp_path, capsys):
+    path = save_encoder(tmp_path / "it")
+    rows = [f"the fox {n},the dog {n},{'a;b' if n % 3 else 'b'}" for n in range(30)]
+    (tmp_path / "some.csv").write_text("\n".join([*rows, "the fox"]) + "\n")
+    line = f"probe {path} --data some.csv --column_names one two said --text_column two"
+    line += " --label_column said --on_bad_row skip --json found.json"
+    assert lmkit(f"{line} --task multi_label --label_separator ;") == 0
+    found = json.loads(Path("found.json").read_text())
+    given = {"column_names": ["one", "two", "said"], "label_column": "said", "val_fraction": 0.0}
+    same = SequenceClassificationDataModule(
+        train_file="some.csv",
+        task="multi_label",
+        text_column="two",
+        label_separator=";",
+        on_bad_row="skip",
+        **given,
+    )
+    (row,) = transferability({"it": path}, same).rows
+    assert found["rows"][0]["log_evidence"] == row.log_evidence and row.items == 30
+    capsys.readouterr()
+    with pytest.warns(UserWarning, match="'a;b' is taken for one label.*--label_separator"):
+        assert lmkit(f"{line} --task multi_label") == 0
+    (tmp_path / "run.yaml").write_text("data:\n  class_path: SequenceClassificationDataModule\n")
+    (tmp_path / "some.conll").write_text("fox A\n\n")
+    for file, said in {
+        "run.yaml": "label_column is for a file with labels, and these data know theirs",
+        "some.conll": "label_column is for a table of texts, and some.conll has tagged words",
+    }.items():
+        assert lmkit(f"probe {path} --data {file} --label_column x") == 2
+        assert said in capsys.readouterr().err
+
+
+def test_values_are_not_silently_taken_for_classes(tmp_path):
+    path = save_encoder(tmp_path / "it")
+    rows = ["text,label", *(f"the fox {n},{1 + n % 41 / 10}" for n in range(82))]
+    (tmp_path / "values.csv").write_text("\n".join(rows) + "\n")
+    for _ in range(2):  # of encoded rows that are kept too
+        with pytest.warns(UserWarning, match="are 41 numbers.*task='regression'.*--task regr"):
+            transferability({"it": path}, "values.csv")
+    (row,) = transferability({"it": path}, "values.csv", task="regression").rows
+    assert row.items == 82
 
 
 def test_the_data_are_those_of_a_run(tmp_path):
