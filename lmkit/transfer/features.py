@@ -10,7 +10,12 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..datamodules.task import TaskDataModule
 from ..loading import load
@@ -29,7 +34,15 @@ from ..surgery.task_adapter import task_adapter_names
 from ..tokenization import load_tokenizer
 from ..types import Batch
 
-__all__ = ["Items", "Pooling", "check_device", "check_model", "encode_items", "open_encoder"]
+__all__ = [
+    "Items",
+    "Pooling",
+    "check_device",
+    "check_model",
+    "encode_items",
+    "open_encoder",
+    "quick_tokenizer",
+]
 
 #: Which of the last states of an encoder stands for a text.
 Pooling = Literal["first", "mean", "last"]
@@ -86,6 +99,13 @@ def check_model(given: Any) -> None:
         raise ValueError(f"{given} is ONNX, which has no encoder to begin from")
     if not Path(given).is_file():
         named_config(str(given))
+
+
+def quick_tokenizer(given: Any) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer of a model where that takes no loading of the model, else `None`."""
+    if isinstance(given, LMModule):
+        return given.tokenizer
+    return None if Path(given).is_file() else load_tokenizer(str(given))
 
 
 def open_encoder(given: Any, kind: str, device: str | None) -> LMModule:

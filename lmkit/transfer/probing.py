@@ -13,15 +13,22 @@ from torch import Tensor
 
 from ..datamodules import TokenClassificationDataModule
 from ..functional.transferability import leave_one_out, log_evidence
+from ..modules.checks import require_tokenizer
+from ..modules.network import usable_positions
 from ..surgery.arguments import check_whole
-from .features import Items, Pooling, check_device, check_model, encode_items, open_encoder
+from .features import (
+    Items,
+    Pooling,
+    check_device,
+    check_model,
+    encode_items,
+    open_encoder,
+    quick_tokenizer,
+)
 from .results import TransferReport, TransferRow, score_of
-from .target import TargetTask, drawn_examples, rows_of, target_data
+from .target import FEWEST, TargetTask, check_count, drawn_examples, rows_of, target_data
 
 __all__ = ["transferability"]
-
-# With fewer examples the figures are chance.
-_FEWEST = 10
 
 
 def transferability(
@@ -70,7 +77,8 @@ def transferability(
         TypeError: a model is neither a module nor a path, or the data are of another kind.
         FileNotFoundError: there is no such file or checkpoint.
         ValueError: an argument lies outside its range; a model has no encoder; or there are fewer
-            than ten examples with labels, or only one class or value among them. Names the model.
+            than ten examples with labels, or only one class or value among them. Names the model
+            if it is not of the data alone.
 
     Example:
         >>> transferability({}, "train.csv")
@@ -82,7 +90,7 @@ def transferability(
         raise ValueError(
             "models must name at least one model, e.g. {'before': 'bert-base-uncased'}"
         )
-    for word, number, least in (("examples", examples, _FEWEST), ("batch_size", batch_size, 1)):
+    for word, number, least in (("examples", examples, FEWEST), ("batch_size", batch_size, 1)):
         check_whole(word, number, least)
     if pooling is not None and pooling not in get_args(Pooling):
         raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
@@ -92,17 +100,29 @@ def transferability(
     for name, given in models.items():
         with _named(name):
             check_model(given)
-
-    def items_of(name: str, given: Any) -> Items:
-        module = open_encoder(given, kind, device)
-        own = rows_of(target, module)
-        places = drawn_examples(own, examples, seed)
-        return encode_items(module, own, places, kind, pooling, batch_size, name)
-
+    # What is wrong with the data is better known before a model is loaded.
+    for name, given in models.items():
+        with _named(name):
+            tokenizer = quick_tokenizer(given)
+            if tokenizer is not None:
+                target.check_tokenizer(tokenizer)
+        if tokenizer is not None:
+            drawn_examples(rows_of(target, tokenizer), examples, seed)
+            break
     rows = []
     for name, given in models.items():
         with _named(name):
-            rows.append(_row(name, items_of(name, given), kind))
+            module = open_encoder(given, kind, device)
+            tokenizer = require_tokenizer(module)
+            target.check_tokenizer(tokenizer)
+        own = rows_of(target, tokenizer, usable_positions(module.network))
+        places = drawn_examples(own, examples, seed)
+        with _named(name):
+            items = encode_items(module, own, places, kind, pooling, batch_size, name)
+        check_count(len(items.labels))
+        targets = _targets(items.labels, kind)
+        with _named(name):
+            rows.append(_row(name, items, targets, kind))
     settings = {"task": kind, "examples": examples, "pooling": pooling, "seed": seed}
     return TransferReport.of(rows, settings)
 
@@ -115,11 +135,8 @@ def _named(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _row(name: str, items: Items, kind: str) -> TransferRow:
-    features, labels = items
-    if (count := len(features)) < _FEWEST:
-        raise ValueError(f"there are {count} examples with labels, and it takes {_FEWEST} at least")
-    targets = _targets(labels, kind)
+def _row(name: str, items: Items, targets: Tensor, kind: str) -> TransferRow:
+    features, count = items.features, len(items.features)
     evidence = float(log_evidence(features, targets).value.mean())
     left_out = leave_one_out(features, targets)
     score, baseline = score_of(left_out.predictions, targets, kind)

@@ -11,16 +11,17 @@ from typing import Any, Literal, cast, get_args
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ..datamodules import SequenceClassificationDataModule, TokenClassificationDataModule
 from ..datamodules.task import TaskDataModule
 from ..functional.random import permute
-from ..modules import LMModule
-from ..modules.network import usable_positions
 from ..report.config_data import data_from_config
-from ..report.quality import rows_for
 
-__all__ = ["TargetTask", "drawn_examples", "rows_of", "target_data"]
+__all__ = ["FEWEST", "TargetTask", "check_count", "drawn_examples", "rows_of", "target_data"]
+
+#: With fewer examples the figures are chance.
+FEWEST = 10
 
 #: What the rows of a file are.
 TargetTask = Literal["single_label", "multi_label", "regression", "tagging"]
@@ -89,11 +90,25 @@ def target_data(
     return made
 
 
-def rows_of(data: TaskDataModule, module: LMModule) -> Any:
+def rows_of(
+    data: TaskDataModule, tokenizer: PreTrainedTokenizerBase, positions: int | None = None
+) -> TaskDataModule:
     """Return data with the tokens of a model, of each row as many as it has positions for."""
     other = copy.copy(data)
-    other.max_length = min(data.max_length, usable_positions(module.network) or data.max_length)
-    return rows_for(other, module)
+    other.tokenizer_name = None
+    other.max_length = min(data.max_length, positions or data.max_length)
+    other.use_tokenizer(tokenizer)
+    return other
+
+
+def check_count(count: int) -> None:
+    """Check that there are enough examples, or words.
+
+    Raises:
+        ValueError: there are not.
+    """
+    if count < FEWEST:
+        raise ValueError(f"there are {count} examples with labels, and it takes {FEWEST} at least")
 
 
 def drawn_examples(data: TaskDataModule, examples: int, seed: int) -> Tensor:
@@ -103,12 +118,16 @@ def drawn_examples(data: TaskDataModule, examples: int, seed: int) -> Tensor:
         data: of `rows_of`.
         examples: how many, or so many words of whole sentences; or all.
         seed: of the draw.
+
+    Raises:
+        ValueError: there are fewer than ten.
     """
     # Of a long sentence all of it: its windows depend on the tokenizer.
     table = TaskDataModule.table(data, "train")
     count = len(table) - data.unlabelled_rows
     order = permute(torch.arange(count), count, seed)
     if "word_labels" not in table:
+        check_count(min(count, examples))
         return order[:examples]
     words = torch.from_numpy(table.ragged("word_labels").lengths[order.numpy()]).cumsum(0)
     return order[: int((words < examples).sum()) + 1]

@@ -150,7 +150,8 @@ def test_tagged_words_are_read_at_their_first_piece(tmp_path):
     path = save_encoder(tmp_path / "it")
     report = transferability({"it": path}, files["train_file"], batch_size=5, examples=10_000)
     (row,) = report.rows
-    target = TokenClassificationDataModule(train_file=files["train_file"], tokenizer=path)
+    whole: dict[str, Any] = {"train_file": files["train_file"], "val_fraction": 0.0}
+    target = TokenClassificationDataModule(**whole, tokenizer=path)
     target.max_length = 64
     target.setup("fit")
     # The same, by the rows of training, whose labels are those of first pieces.
@@ -171,7 +172,7 @@ def test_tagged_words_are_read_at_their_first_piece(tmp_path):
     assert row.items == len(targets) and row.log_evidence == pytest.approx(expected, abs=1e-4)
     assert report.settings["task"] == "tagging"
     # Long sentences are read whole, in windows.
-    short = TokenClassificationDataModule(train_file=files["train_file"], max_length=8)
+    short = TokenClassificationDataModule(**whole, max_length=8)
     (cut,) = transferability({"it": path}, short, examples=10_000).rows
     assert cut.items == row.items and cut.log_evidence != row.log_evidence
     (few,) = transferability({"it": path}, short, examples=50).rows
@@ -289,10 +290,14 @@ def test_texts_longer_than_the_positions_are_cut(tmp_path):
         ({"models": {"it": "./nowhere"}}, "it: there is no model folder at ./nowhere"),
         # Before the data are read.
         ({"models": {"it": "it", "other": "it/it"}, "data": "one.csv"}, "other: the model 'it/it'"),
-        ({"data": "few.csv"}, "it: there are 6 examples with labels, and it takes 10 at least"),
-        ({"data": "one.csv"}, "only one class"),
-        ({"data": "same.csv", "task": "regression"}, "only one value, and so nothing to tell"),
-        ({"data": "bare.csv"}, "label"),
+        ({"data": "few.csv"}, "^there are 6 examples with labels, and it takes 10 at least"),
+        ({"data": "one.csv"}, "^one.csv: there is only one class"),
+        ({"data": "empty.csv"}, "^empty.csv"),
+        (
+            {"data": "same.csv", "task": "regression"},
+            "^the examples have only one value",
+        ),
+        ({"data": "bare.csv"}, "^bare.csv: which column is the label"),
         ({"data": "run.yaml", "task": "tagging"}, "is for a file with labels"),
     ],
 )
@@ -306,9 +311,21 @@ def test_bad_input_is_answered_in_plain_words(settings, match, tmp_path):
         rows = [f"the fox {n},{label}" for n, label in enumerate(labels)]
         (tmp_path / name).write_text("\n".join(["text,label", *rows]) + "\n")
     (tmp_path / "bare.csv").write_text("text\nthe fox\nthe dog\n")
+    (tmp_path / "empty.csv").write_text("")
     known: dict[str, Any] = {"models": {"it": save_encoder(tmp_path / "it")}, "data": "train.csv"}
     with pytest.raises(ValueError, match=match):
         transferability(**{**known, **settings})
+
+
+@pytest.mark.parametrize("file", ["few.csv", "empty.csv"])
+def test_what_is_wrong_with_the_data_is_told_before_a_model_is_loaded(file, tmp_path, monkeypatch):
+    (tmp_path / "few.csv").write_text("text,label\nthe fox,a\nthe dog,b\n")
+    (tmp_path / "empty.csv").write_text("")
+    monkeypatch.setattr("lmkit.transfer.probing.open_encoder", None)
+    module = SequenceClassificationModule(save_encoder(tmp_path / "it"))
+    models = {"bare": module, "it": tmp_path / "it"}
+    with pytest.raises(ValueError, match=r"^there are 2 examples|^empty\.csv"):
+        transferability(models, file)
 
 
 def test_what_is_no_encoder_or_no_task_is_refused(tmp_path):
