@@ -31,6 +31,7 @@ from tests.tiny_run import ROOT, checkpoint, lmkit, write_config
         ("probe a", 2),
         ("probe a/it b/it --data train.csv", 2),
         ("probe a --data missing.csv", 2),
+        ("probe =a --data train.csv", 2),
     ],
 )
 def test_what_is_wrong_is_said_before_torch_is_there(line: str, code: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, get_args
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..datamodules import TokenClassificationDataModule
 from ..functional.transferability import leave_one_out, log_evidence
+from ..model_names import named_models
 from ..modules.checks import require_tokenizer
 from ..modules.network import usable_positions
 from ..surgery.arguments import check_whole
@@ -32,7 +33,7 @@ __all__ = ["transferability"]
 
 
 def transferability(
-    models: Mapping[str, Any],
+    models: Mapping[str, Any] | Sequence[str] | str,
     data: LightningDataModule | str | os.PathLike[str],
     task: TargetTask | None = None,
     examples: int = 1000,
@@ -57,7 +58,8 @@ def transferability(
 
     Args:
         models: by name: modules, checkpoints, folders (of exports with or without their head) or
-            hub names.
+            hub names; or one or several of the latter, each `"NAME=MODEL"` or named by the last
+            part of its path.
         data: a data module of classification, regression or tagging; the `config.yaml` of a run,
             for its data; or a file with labels.
         task: of a file what its rows are; by default `"tagging"` of `.conll` and `.conllu`, and
@@ -74,7 +76,8 @@ def transferability(
         The report, best LogME first: `.rows`, `.table()` for a terminal (rich), `.to_json(path)`.
 
     Raises:
-        TypeError: a model is neither a module nor a path, or the data are of another kind.
+        TypeError: `models` is none of these, a model is neither a module nor a path, or the data
+            are of another kind.
         FileNotFoundError: there is no such file or checkpoint.
         ValueError: an argument lies outside its range; a model has no encoder; or there are fewer
             than ten examples with labels, or only one class or value among them. Names the model
@@ -86,12 +89,14 @@ def transferability(
         ...
         ValueError: models must name at least one model, e.g. {'before': 'bert-base-uncased'}
     """
-    if not isinstance(models, Mapping) or not models:
+    models = _by_name(models)
+    if not models:
         raise ValueError(
             "models must name at least one model, e.g. {'before': 'bert-base-uncased'}"
         )
     for word, number, least in (("examples", examples, FEWEST), ("batch_size", batch_size, 1)):
         check_whole(word, number, least)
+    check_whole("seed", seed, 0)
     if pooling is not None and pooling not in get_args(Pooling):
         raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
     check_device(device)
@@ -125,6 +130,18 @@ def transferability(
             rows.append(_row(name, items, targets, kind))
     settings = {"task": kind, "examples": examples, "pooling": pooling, "seed": seed}
     return TransferReport.of(rows, settings)
+
+
+def _by_name(models: Any) -> Mapping[str, Any]:
+    if isinstance(models, Mapping):
+        return models
+    several = [models] if isinstance(models, str | os.PathLike) else models
+    if isinstance(several, Sequence) and all(isinstance(m, str | os.PathLike) for m in several):
+        return named_models(several)
+    raise TypeError(
+        "models must be a mapping of names to models, as in {'before': 'bert-base-uncased'}, or "
+        f"one or several paths or hub names, got {models!r:.80}"
+    )
 
 
 @contextmanager

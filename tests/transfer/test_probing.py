@@ -239,6 +239,16 @@ def test_the_seed_draws_the_same_examples_for_all(tmp_path):
     assert other.log_evidence != first.log_evidence
 
 
+def test_models_are_named_as_by_the_command(tmp_path):
+    path, own = save_encoder(tmp_path / "it"), data(tmp_path)
+    for models, names in {path: {"it"}, (path, f"other={path}"): {"it", "other"}}.items():
+        assert {row.name for row in transferability(models, own).rows} == names
+    assert transferability(tmp_path / "it", own).rows[0].name == "it"
+    for wrong in (3, [path, 3], SequenceClassificationModule(path), None):
+        with pytest.raises(TypeError, match="models must be a mapping of names to models, as in"):
+            transferability(wrong, own)
+
+
 def test_a_decoder_is_read_at_its_last_token(tmp_path):
     torch.manual_seed(0)
     module = CausalLMModule(dict(tiny.CAUSAL["gpt2"]))
@@ -279,7 +289,12 @@ def test_texts_longer_than_the_positions_are_cut(tmp_path):
     ("settings", "match"),
     [
         ({"models": {}}, "models must name at least one"),
-        ({"models": ["a"]}, "models must name at least one"),
+        ({"models": []}, "models must name at least one"),
+        ({"models": ["a/it", "b/it"]}, "two models are called 'it': give them names"),
+        ({"models": "=it"}, "given as NAME=MODEL or MODEL, got '=it'"),
+        ({"models": ["it="]}, "given as NAME=MODEL or MODEL, got 'it='"),
+        ({"seed": "x"}, "seed must be a whole number, got 'x'"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"examples": 9}, "examples must be at least 10, got 9"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"pooling": "max"}, "pooling must be one of first, mean, last, got 'max'"),
