@@ -97,8 +97,8 @@ def check_model(given: Any) -> None:
         raise FileNotFoundError(f"there is no checkpoint at {given}")
     if holds_onnx(Path(given)):
         raise ValueError(f"{given} is ONNX, which has no encoder to begin from")
-    if not Path(given).is_file():
-        named_config(str(given))
+    if not Path(given).is_file() and named_config(str(given)).is_encoder_decoder:
+        raise ValueError(f"{given} is an encoder-decoder, and these are not compared")
 
 
 def quick_tokenizer(given: Any) -> PreTrainedTokenizerBase | None:
@@ -132,7 +132,10 @@ def open_encoder(given: Any, kind: str, device: str | None) -> LMModule:
             module.configure_model()
         module.tokenizer = load_tokenizer(str(given))
     network = module.network
-    if not isinstance(network, PreTrainedModel) or network.config.is_encoder_decoder:
+    if isinstance(network, PreTrainedModel) and network.config.is_encoder_decoder:
+        what = type(network).__name__
+        raise ValueError(f"a {what} is an encoder-decoder, and these are not compared")
+    if not isinstance(network, PreTrainedModel):
         raise ValueError(f"a {type(network).__name__} has no encoder to begin from")
     if isinstance(module, MultiTaskModule) and task_adapter_names(module.ledger):
         raise ValueError(

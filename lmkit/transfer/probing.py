@@ -73,7 +73,8 @@ def transferability(
         device: where models that are loaded run; by default CUDA, if it is there.
 
     Returns:
-        The report, best LogME first: `.rows`, `.table()` for a terminal (rich), `.to_json(path)`.
+        The report, best LogME first, which prints as a table: `.rows`, `.table()` (rich),
+        `.to_json(path)`.
 
     Raises:
         TypeError: `models` is none of these, a model is neither a module nor a path, or the data

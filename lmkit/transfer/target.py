@@ -13,7 +13,11 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..datamodules import SequenceClassificationDataModule, TokenClassificationDataModule
+from ..datamodules import (
+    MultiTaskDataModule,
+    SequenceClassificationDataModule,
+    TokenClassificationDataModule,
+)
 from ..datamodules.task import TaskDataModule
 from ..functional.random import permute
 from ..report.config_data import data_from_config
@@ -77,6 +81,8 @@ def target_data(
     if reading:
         raise ValueError(f"{min(reading)} is for a file with labels, and these data know theirs")
     made = data_from_config(place) if is_config else data
+    if isinstance(made, MultiTaskDataModule):
+        raise TypeError("data must be of one task, and these are of several: give the file of one")
     if not isinstance(made, SequenceClassificationDataModule | TokenClassificationDataModule):
         raise TypeError(
             "data must be those of a classification, a regression or a tagging, got "

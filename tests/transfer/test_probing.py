@@ -355,8 +355,17 @@ def test_what_is_no_encoder_or_no_task_is_refused(tmp_path):
         transferability({"it": path}, MaskedLMDataModule("text.txt"))
     bart = {"model_type": "bart", "d_model": 8, "encoder_layers": 1, "decoder_layers": 1}
     bart |= {"encoder_attention_heads": 1, "decoder_attention_heads": 1, "vocab_size": 99}
-    with pytest.raises(ValueError, match="it: a BartForSequenceClassification has no encoder"):
-        transferability({"it": SequenceClassificationModule(bart)}, own)
+    module = SequenceClassificationModule(bart)
+    with pytest.raises(ValueError, match=r"it: a BartFor.* is an encoder-decoder, and these"):
+        transferability({"it": module}, own)
+    module.network.save_pretrained(tmp_path / "bart")
+    with pytest.raises(ValueError, match=r"it: .*bart is an encoder-decoder, and these are not"):
+        transferability({"it": tmp_path / "bart"}, own)
+    one = f"{{class_path: SequenceClassificationDataModule, init_args: {{train_file: {path}}}}}"
+    tasks = f"{{class_path: MultiTaskDataModule, init_args: {{tasks: {{a: {one}, b: {one}}}}}}}"
+    (tmp_path / "tasks.yaml").write_text(f"data: {tasks}\n")
+    with pytest.raises(TypeError, match="these are of several: give the file of one"):
+        transferability({"it": path}, tmp_path / "tasks.yaml")
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "model.onnx").write_bytes(b"")
     with pytest.raises(ValueError, match="is ONNX, which has no encoder to begin from"):
@@ -372,6 +381,7 @@ def test_a_report_is_sorted_and_written(tmp_path):
     rows = [TransferRow(n, v, 0.5, 0.25, 1.0, 10, 4) for n, v in (("a", -1.0), ("b", 2.0))]
     report = TransferReport.of(rows, {"task": "tagging", "seed": 3})
     assert [row.name for row in report.rows] == ["b", "a"] and report.table().row_count == 2
+    assert "│ b " in str(report) and "LogME" in str(report) and "\x1b" not in str(report)
     said = json.loads(report.to_json(tmp_path / "new" / "report.json").read_text())
     assert said["metric"] == "accuracy" and said["settings"]["seed"] == 3
     assert said["rows"][0] == {
