@@ -171,8 +171,8 @@ class Chain:
         goes_on = ["--ckpt_path=last"] if kept.is_dir() else []
         code = command(["fit", "-c", stage.config, place, *words, *goes_on])
         if code:
-            how = "the same command" if code in _STOPPED else "put right, the command"
-            _say(f"{title}: stopped; {how} with --ckpt_path last goes on with it")
+            again = "the same command" if code in _STOPPED else "put right, the command"
+            _say(f"{title}: stopped; {again} with --ckpt_path last goes on with it")
             return code
         found = _checkpoint(stage, kept)
         how = [flag_of(key, value) for key, value in stage.export.items()]

@@ -236,7 +236,7 @@ def test_a_head_goes_on_where_it_is_not_dropped(dropped, tmp_path):
     assert (name in first and torch.equal(first[name], second[name])) is not dropped
 
 
-def test_a_stage_takes_another_config(tmp_path, capsys):
+def test_a_stage_takes_another_config(tmp_path, capsys, caplog):
     texts = task_files.labelled_texts(tmp_path)
     words = task_files.tagged_words(tmp_path / "words")
     files = {"intermediate": words, "target": texts}
@@ -245,6 +245,8 @@ def test_a_stage_takes_another_config(tmp_path, capsys):
     command += f" --intermediate.model.model={encoder(tmp_path / 'model')}"
     # It counts as little as the stage's own, whatever stands before it.
     assert lmkit(f"{command} --intermediate.config=token_classification") == 0
+    said = "1-intermediate/exported has no weights for bert.pooler.dense.bias, bert.pooler.dense.w"
+    assert said in caplog.text  # a network of tags is built without a pooler
     run = Path("runs/intermediate_task") / STAGES_OF_TWO[1]
     history = checkpoint(str(run))["lmkit"]["history"]
     kinds = ["TokenClassificationModule", "SequenceClassificationModule"]
