@@ -13,12 +13,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .chain_options import find_missing, flag_of, options_of, take
+
 __all__ = ["Chain", "Stage", "has_stages", "read_chain"]
 
 # Options of a fit that have others inside.
 _PARTS = ("model", "data", "trainer", "checkpoint", "optimizer", "lr_scheduler")
 _KEYS = ("config", "options", "checkpoint", "export")
 _DONE = "stage.json"
+_STOPPED = (130, 143)  # from outside: Ctrl-C, or the system
 _PLACE = re.compile(r"\{(\w+)\}")
 
 
@@ -77,11 +80,11 @@ class Chain:
                 have, a stage was done with other options, or before one that is not done.
             FileExistsError: the chain was begun before, and `--ckpt_path last` is not given.
         """
-        given = _options(words)
-        configs = {stage.name: _take(given, f"{stage.name}.config") for stage in self.stages}
+        given = options_of(words)
+        configs = {stage.name: take(given, f"{stage.name}.config") for stage in self.stages}
         stages = [replace(s, config=configs[s.name] or s.config) for s in self.stages]
-        root = Path(_take(given, "trainer.default_root_dir") or f"runs/{self.word}")
-        going_on = _take(given, "ckpt_path")
+        root = Path(take(given, "trainer.default_root_dir") or f"runs/{self.word}")
+        going_on = take(given, "ckpt_path")
         if going_on not in (None, "last"):
             raise ValueError(
                 f"--ckpt_path of a chain of stages can be last alone, got {going_on!r}: each stage "
@@ -113,12 +116,14 @@ class Chain:
             # A wrong option of the last stage is better known before the first one is fit.
             due = [s for s in stages if not (folders[s.name] / _DONE).is_file()]
             for stage in due:
-                with redirect_stdout(io.StringIO()):
+                with redirect_stdout(io.StringIO()) as printed:
                     words = [*settings[stage.name], "--print_config"]
                     code = command(["fit", "-c", stage.config, *words])
                 if code:
                     _say(f"the options of the stage {stage.name} are wrong, and nothing was fit")
                     return code
+                if missing := find_missing(printed.getvalue(), root):
+                    raise FileNotFoundError(f"stage {stage.name}: {missing}; nothing was fit")
             for stage in stages:
                 if code := self._run(stage, settings[stage.name], folders[stage.name], command):
                     return code
@@ -166,10 +171,11 @@ class Chain:
         goes_on = ["--ckpt_path=last"] if kept.is_dir() else []
         code = command(["fit", "-c", stage.config, place, *words, *goes_on])
         if code:
-            _say(f"{title}: stopped; the same command with --ckpt_path last goes on with it")
+            again = "the same command" if code in _STOPPED else "put right, the command"
+            _say(f"{title}: stopped; {again} with --ckpt_path last goes on with it")
             return code
         found = _checkpoint(stage, kept)
-        how = [_flag(key, value) for key, value in stage.export.items()]
+        how = [flag_of(key, value) for key, value in stage.export.items()]
         output = f"--output={folder / 'exported'}"
         code = command(["export", f"--ckpt={found}", output, "--overwrite", *how])
         if not code:
@@ -242,36 +248,6 @@ def _checkpoint(stage: Stage, folder: Path) -> Path | None:
         return find_checkpoint(stage.checkpoint, [folder], resume=False)
     except FileNotFoundError:  # a run without a validation has no best one
         return find_checkpoint("last", [folder], resume=False)
-
-
-def _options(words: Sequence[str]) -> dict[str, list[str]]:
-    """Return the values of options by name, of `--key value` and `--key=value` alike."""
-    found: dict[str, list[str]] = {}
-    key = None
-    for word in words:
-        if word.startswith("--"):
-            key, equals, value = word[2:].partition("=")
-            found.setdefault(key, [])
-            if equals:
-                found[key].append(value)
-                key = None
-        elif key is None:
-            raise ValueError(f"{word!r} stands behind no option")
-        else:
-            found[key].append(word)
-            key = None
-    if lone := [key for key, values in found.items() if not values]:
-        raise ValueError(f"--{lone[0]} needs a value")
-    return found
-
-
-def _flag(key: str, value: Any) -> str:
-    return f"--{'' if value else 'no_'}{key}" if isinstance(value, bool) else f"--{key}={value}"
-
-
-def _take(given: dict[str, list[str]], key: str) -> str | None:
-    values = given.pop(key, None)
-    return values[-1] if values else None
 
 
 def _said(stage: Stage, words: list[str]) -> dict[str, Any]:

@@ -5,7 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-__all__ = ["read_options"]
+__all__ = ["READING", "read_options"]
+
+#: Options that tell how a file is read: arguments of its data module of the same names.
+READING = (
+    "text_column",
+    "text_pair_column",
+    "label_column",
+    "label_separator",
+    "column_names",
+    "encoding",
+    "on_bad_row",
+)
 
 
 def read_options(words: Sequence[str]) -> argparse.Namespace:
@@ -42,6 +53,19 @@ def read_options(words: Sequence[str]) -> argparse.Namespace:
         "--task",
         choices=("single_label", "multi_label", "regression", "tagging"),
         help="of examples (default: tagging of .conll, single_label of other files)",
+    )
+    for part in ("text", "text_pair", "label"):
+        text = "of a table, if it is not obvious"
+        parser.add_argument(f"--{part}_column", metavar="NAME", help=text)
+    parser.add_argument(
+        "--label_separator", metavar="TEXT", help="of multi_label in a field (default: ,)"
+    )
+    parser.add_argument(
+        "--column_names", nargs="+", metavar="NAME", help="of .csv or .tsv without a header"
+    )
+    parser.add_argument("--encoding", help="of FILE (default: utf-8)")
+    parser.add_argument(
+        "--on_bad_row", choices=("error", "skip"), help="whether to leave them out (default: error)"
     )
     parser.add_argument(
         "--examples",

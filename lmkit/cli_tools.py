@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .cli_probe import read_options
+from .cli_probe import READING, read_options
+from .model_names import named_models
 
 __all__ = ["TOOLS"]
 
@@ -108,7 +109,7 @@ def _report(words: list[str]) -> Callable[[], int]:
     parser.add_argument("--metric", metavar="NAME", help="the main metric, without val/")
     parser.add_argument("--no_memory", action="store_true", help="do not measure memory")
     options = reports.parse_args(words)
-    models = _named_models(options.models)
+    models = named_models(options.models)
     _quieten()
     from rich.console import Console
 
@@ -144,26 +145,6 @@ def _shape(text: str) -> tuple[int, int]:
     if not (rows.isdecimal() and tokens.isdecimal() and int(rows) and int(tokens)):
         raise argparse.ArgumentTypeError(f"must be ROWSxTOKENS, such as 1x32, got {text!r}")
     return int(rows), int(tokens)
-
-
-def _named_models(words: list[str]) -> dict[str, str]:
-    """Return models by name: what stands before `=`, or the last part of the path.
-
-    Raises:
-        ValueError: two have one name.
-    """
-    found: dict[str, str] = {}
-    for word in words:
-        name, equals, path = word.partition("=")
-        if not equals or "/" in name:
-            name, path = Path(word).name, word
-        if name in found:
-            raise ValueError(
-                f"two models are called {name!r}: give them names, as in one={found[name]} "
-                f"other={path}"
-            )
-        found[name] = path
-    return found
 
 
 def _back_translate(words: list[str]) -> Callable[[], int]:
@@ -233,13 +214,20 @@ def _back_translate(words: list[str]) -> Callable[[], int]:
 
 def _probe(words: list[str]) -> Callable[[], int]:
     options = vars(read_options(words))
-    models, file = _named_models(options.pop("models")), options.pop("json")
+    models, file = named_models(options.pop("models")), options.pop("json")
     if not Path(options["data"]).exists():
         raise FileNotFoundError(f"there is no file {options['data']}")
     _quieten()
     from rich.console import Console
 
     from .transfer import transferability
+    from .transfer.features import check_device
+    from .transfer.target import target_data
+
+    check_device(options["device"])
+    asked = {name: options.pop(name) for name in READING}
+    reading = {name: value for name, value in asked.items() if value is not None}
+    options["data"] = target_data(options["data"], options.pop("task"), reading)
 
     def run() -> int:
         made = transferability(models, **options)

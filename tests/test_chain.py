@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from lmkit import load
 from lmkit.chain import has_stages, read_chain
+from lmkit.chain_options import find_missing
 from lmkit.cli import find_recipe
 from tests import task_files
 from tests.test_recipes import FAST, encoder
@@ -127,6 +129,41 @@ def test_a_wrong_option_of_any_stage_is_refused_before_the_first(wrong, said, li
     assert not ROOT.exists()
 
 
+@pytest.mark.parametrize("stage", ["teacher", "factors"])
+def test_a_file_that_is_missing_is_told_before_the_first_stage(stage, line, capsys):
+    assert lmkit(f"{line} --{stage}.data.unlabelled_file=no.txt") == 1
+    said = capsys.readouterr().err
+    assert f"stage {stage}: unlabelled_file: no file or folder no.txt; nothing was fit" in said
+    assert not ROOT.exists()
+
+
+def test_files_are_looked_for_at_any_depth_where_they_are_known(tmp_path):
+    (tmp_path / "train.csv").touch()
+    inner = {"train_file": ["train.csv", str(tmp_path)], "val_file": None, "test_file": "*.csv"}
+    inner |= {"predict_file": "hf://a/b.csv", "unlabelled_file": "runs/a/made.csv", "source": "no"}
+    known = {"data": {"init_args": {"tasks": [{"data": inner}]}}, "model": {"train_file": "no"}}
+    assert find_missing(yaml.safe_dump(known), Path("runs")) == ""
+    said = find_missing(yaml.safe_dump(known), Path("others"))
+    assert said == "unlabelled_file: no file or folder runs/a/made.csv"
+    inner["train_file"] = ["train.csv", "other.csv"]
+    assert "train_file: no file or folder other" in find_missing(
+        yaml.safe_dump(known), Path("runs")
+    )
+    assert find_missing("{}", Path("runs")) == ""
+
+
+@pytest.mark.parametrize(("code", "how"), [(1, "put right, the command"), (130, "the same comm")])
+def test_how_to_go_on_depends_on_what_stopped_a_stage(code, how, capsys):
+    def command(words: list[str]) -> int:
+        if "--print_config" in words:
+            sys.stdout.write("data: {}\n")
+            return 0
+        return code
+
+    assert read_chain(write()).planned([], command)() == code
+    assert f"stopped; {how}" in capsys.readouterr().out
+
+
 def test_a_stage_without_a_validation_exports_its_last_checkpoint(line):
     never = "--teacher.trainer.val_check_interval=null --teacher.trainer.limit_val_batches=0"
     path = write({"teacher": STAGES["teacher"]})
@@ -199,7 +236,7 @@ def test_a_head_goes_on_where_it_is_not_dropped(dropped, tmp_path):
     assert (name in first and torch.equal(first[name], second[name])) is not dropped
 
 
-def test_a_stage_takes_another_config(tmp_path, capsys):
+def test_a_stage_takes_another_config(tmp_path, capsys, caplog):
     texts = task_files.labelled_texts(tmp_path)
     words = task_files.tagged_words(tmp_path / "words")
     files = {"intermediate": words, "target": texts}
@@ -208,6 +245,8 @@ def test_a_stage_takes_another_config(tmp_path, capsys):
     command += f" --intermediate.model.model={encoder(tmp_path / 'model')}"
     # It counts as little as the stage's own, whatever stands before it.
     assert lmkit(f"{command} --intermediate.config=token_classification") == 0
+    said = "1-intermediate/exported has no weights for bert.pooler.dense.bias, bert.pooler.dense.w"
+    assert said in caplog.text  # a network of tags is built without a pooler
     run = Path("runs/intermediate_task") / STAGES_OF_TWO[1]
     history = checkpoint(str(run))["lmkit"]["history"]
     kinds = ["TokenClassificationModule", "SequenceClassificationModule"]

@@ -31,6 +31,7 @@ from tests.tiny_run import ROOT, checkpoint, lmkit, write_config
         ("probe a", 2),
         ("probe a/it b/it --data train.csv", 2),
         ("probe a --data missing.csv", 2),
+        ("probe =a --data train.csv", 2),
     ],
 )
 def test_what_is_wrong_is_said_before_torch_is_there(line: str, code: int) -> None:
@@ -104,6 +105,16 @@ def test_a_report_of_a_run_and_its_trimmed_export(
     read = json.loads(Path("r.json").read_text())
     assert read["dense"] == "whole" and [row["agreement"] for row in read["rows"]] == [1.0, 1.0]
     assert read["settings"]["shapes"] == [[1, 8], [2, 16]]
+
+
+@pytest.mark.parametrize("device", ["cuda", "tpuu"])
+def test_a_device_that_is_not_here_is_told_before_a_model_is_looked_for(
+    device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.csv").write_text("text,label\n")
+    assert lmkit(f"probe ./nowhere --data train.csv --device {device}") == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"device must be one that is here, such as cpu, got '{device}': " in said
 
 
 @pytest.mark.parametrize(

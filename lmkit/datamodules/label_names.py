@@ -18,7 +18,12 @@ __all__ = [
     "network_labels",
     "sorted_labels",
     "warn_of_mixed_labels",
+    "warn_of_unlikely_labels",
 ]
+
+
+# More classes that are whole numbers may be values; of fewer nobody knows.
+_MANY = 20
 
 
 def sorted_labels(names: Collection[str]) -> list[str]:
@@ -71,6 +76,28 @@ def warn_of_mixed_labels(found: Mapping[str, str]) -> None:
             f"labels are both numbers and names: {numbers[0]!r} ({found[numbers[0]]}) and "
             f"{names[0]!r} ({found[names[0]]}); each is a class of its own. Correct those that "
             "should be the same"
+        )
+
+
+def warn_of_unlikely_labels(task: str, labels: Sequence[str]) -> None:
+    """Warn of classes that are likely values to predict, or several labels in one.
+
+    Args:
+        task: `"single_label"`, `"multi_label"` or `"regression"`.
+        labels: names of the classes.
+    """
+    numbers = [float(name) for name in labels if _is_number(name)]
+    all_numbers = task == "single_label" and len(numbers) == len(labels)
+    if all_numbers and (len(labels) > _MANY or not all(n.is_integer() for n in numbers)):
+        rank_zero_warn(
+            f"the labels are {len(labels)} numbers ({', '.join(labels[:3])} ...), and each is "
+            "taken for a class of its own. If they are values to predict, pass "
+            "task='regression' (lmkit probe: --task regression; lmkit fit: -c regression)"
+        )
+    if task == "multi_label" and (joined := [n for n in labels if ";" in n or "|" in n]):
+        rank_zero_warn(
+            f"{joined[0]!r} is taken for one label. If it is several, pass the label_separator "
+            "that stands between them (--label_separator, of lmkit fit --data.label_separator)"
         )
 
 

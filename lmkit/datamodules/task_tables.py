@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from ..cache import building_folder, cache_folder, put_in_place
 from .example_choice import few_of_each, hold_out_examples
 from .example_table import ExampleTable
-from .label_names import align_labels, network_labels
+from .label_names import align_labels, network_labels, warn_of_unlikely_labels
 from .records import DatasetRecords, RecordSource
 from .source import expand_files, short_hash
 from .source_resolution import resolve_sources
@@ -101,6 +101,7 @@ def task_data(data: TaskDataModule, tokenizer: PreTrainedTokenizerBase | None) -
     drawn = data.seed if data.draws_rows else None
     found = task_tables(data, sources, [facts, drawn], cache)
     tables, labels = dict(found.tables), found.labels
+    warn_of_unlikely_labels(str(facts.get("task", "")), labels)
     facts = {**facts, "labels": data.labels, "seed": data.seed}
     said = describe_tables(tables, data.labels, sources)
     return TaskData(tables, labels, found.unlabelled_rows, facts, *said)

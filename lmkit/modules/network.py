@@ -25,7 +25,7 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import logging as transformers_logging
 
 from ..surgery.structure_folder import Mismatch, has_structure, load_structure
-from .fresh_weights import say_fresh
+from .fresh_weights import are_other_classes, fresh_weights_of, say_fresh
 
 __all__ = [
     "MissingModelError",
@@ -79,12 +79,13 @@ def build_network(
         return network.train(), set()
     load = load_structure if has_structure(model) else _load_plain
     network, gaps = load(auto_class, config, model, bool(settings))
-    other = gaps.other | (
-        _fresh_head(network, auto_class) if _are_other_classes(known, config) else set()
-    )
-    loaded = set(network.state_dict()) - gaps.missing - other
-    if new := sorted(set(network.state_dict()) - loaded):
-        say_fresh(f"{model} has no weights for {', '.join(new)}: these start at random")
+    are_other = are_other_classes(known, config)
+    other = gaps.other | (_fresh_head(network, auto_class) if are_other else set())
+    names = set(network.state_dict())
+    loaded = names - gaps.missing - other
+    if loaded != names:
+        before = known if are_other or len(known) != config.num_labels else {}
+        say_fresh(fresh_weights_of(model, names & gaps.missing, names & other, before))
     # transformers hands a loaded network over in eval mode, and Lightning keeps each mode.
     return network.train(), loaded
 
@@ -168,14 +169,6 @@ def usable_positions(network: PreTrainedModel) -> int | None:
         ):
             return int(positions) - module.padding_idx - 1
     return int(positions)
-
-
-def _are_other_classes(known: Mapping[Any, str], config: PretrainedConfig) -> bool:
-    """Whether a config names other classes than those that its head was made for."""
-    now = {str(name) for name in (config.id2label or {}).values()}
-    before = {str(name) for name in known.values()}
-    generic = all(name.startswith("LABEL_") for name in before)
-    return bool(before) and not generic and before != now
 
 
 def _fresh_head(network: PreTrainedModel, auto_class: type[_BaseAutoModelClass]) -> set[str]:

@@ -71,7 +71,8 @@ def efficiency(
         memory: whether each model is also loaded and run in a process of its own, for its memory.
 
     Returns:
-        The report: `.rows`, `.table()` for a terminal (rich), `.to_json(path)`, `.plot(path)`.
+        The report, which prints as a table: `.rows`, `.table()` (rich), `.to_json(path)`,
+        `.plot(path)`.
 
     Raises:
         TypeError: a model is none of what is named above.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -9,12 +10,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from .latency import Latency
 from .pareto import pareto_figure
 
-__all__ = ["EfficiencyReport", "EfficiencyRow", "lower_is_better"]
+__all__ = ["EfficiencyReport", "EfficiencyRow", "as_text", "lower_is_better"]
+
+
+def as_text(table: Table) -> str:
+    """Return a table as plain text, as wide as the terminal."""
+    out = io.StringIO()
+    Console(file=out, color_system=None).print(table)
+    return out.getvalue().rstrip("\n")
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,12 @@ class EfficiencyReport:
     metric: str | None
     settings: Mapping[str, Any]
     machine: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return as_text(self.table())
+
+    def __rich__(self) -> Table:
+        return self.table()
 
     def table(self) -> Table:
         """Return a table for a terminal: a column for each model."""

@@ -10,7 +10,12 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..datamodules.task import TaskDataModule
 from ..loading import load
@@ -29,7 +34,15 @@ from ..surgery.task_adapter import task_adapter_names
 from ..tokenization import load_tokenizer
 from ..types import Batch
 
-__all__ = ["Items", "Pooling", "check_model", "encode_items", "open_encoder"]
+__all__ = [
+    "Items",
+    "Pooling",
+    "check_device",
+    "check_model",
+    "encode_items",
+    "open_encoder",
+    "quick_tokenizer",
+]
 
 #: Which of the last states of an encoder stands for a text.
 Pooling = Literal["first", "mean", "last"]
@@ -45,6 +58,21 @@ class Items(NamedTuple):
 
     features: Tensor
     labels: Tensor
+
+
+def check_device(device: str | None) -> None:
+    """Check that tensors can be put on a device and fetched, before any model is loaded.
+
+    Raises:
+        ValueError: there is no such device, or not on this machine.
+    """
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device must be one that is here, such as cpu, got {device!r}: {reason}"
+        ) from error
 
 
 def check_model(given: Any) -> None:
@@ -69,8 +97,15 @@ def check_model(given: Any) -> None:
         raise FileNotFoundError(f"there is no checkpoint at {given}")
     if holds_onnx(Path(given)):
         raise ValueError(f"{given} is ONNX, which has no encoder to begin from")
-    if not Path(given).is_file():
-        named_config(str(given))
+    if not Path(given).is_file() and named_config(str(given)).is_encoder_decoder:
+        raise ValueError(f"{given} is an encoder-decoder, and these are not compared")
+
+
+def quick_tokenizer(given: Any) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer of a model where that takes no loading of the model, else `None`."""
+    if isinstance(given, LMModule):
+        return given.tokenizer
+    return None if Path(given).is_file() else load_tokenizer(str(given))
 
 
 def open_encoder(given: Any, kind: str, device: str | None) -> LMModule:
@@ -97,7 +132,10 @@ def open_encoder(given: Any, kind: str, device: str | None) -> LMModule:
             module.configure_model()
         module.tokenizer = load_tokenizer(str(given))
     network = module.network
-    if not isinstance(network, PreTrainedModel) or network.config.is_encoder_decoder:
+    if isinstance(network, PreTrainedModel) and network.config.is_encoder_decoder:
+        what = type(network).__name__
+        raise ValueError(f"a {what} is an encoder-decoder, and these are not compared")
+    if not isinstance(network, PreTrainedModel):
         raise ValueError(f"a {type(network).__name__} has no encoder to begin from")
     if isinstance(module, MultiTaskModule) and task_adapter_names(module.ledger):
         raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, get_args
 
@@ -13,19 +13,27 @@ from torch import Tensor
 
 from ..datamodules import TokenClassificationDataModule
 from ..functional.transferability import leave_one_out, log_evidence
+from ..model_names import named_models
+from ..modules.checks import require_tokenizer
+from ..modules.network import usable_positions
 from ..surgery.arguments import check_whole
-from .features import Items, Pooling, check_model, encode_items, open_encoder
+from .features import (
+    Items,
+    Pooling,
+    check_device,
+    check_model,
+    encode_items,
+    open_encoder,
+    quick_tokenizer,
+)
 from .results import TransferReport, TransferRow, score_of
-from .target import TargetTask, drawn_examples, rows_of, target_data
+from .target import FEWEST, TargetTask, check_count, drawn_examples, rows_of, target_data
 
 __all__ = ["transferability"]
 
-# With fewer examples the figures are chance.
-_FEWEST = 10
-
 
 def transferability(
-    models: Mapping[str, Any],
+    models: Mapping[str, Any] | Sequence[str] | str,
     data: LightningDataModule | str | os.PathLike[str],
     task: TargetTask | None = None,
     examples: int = 1000,
@@ -50,7 +58,8 @@ def transferability(
 
     Args:
         models: by name: modules, checkpoints, folders (of exports with or without their head) or
-            hub names.
+            hub names; or one or several of the latter, each `"NAME=MODEL"` or named by the last
+            part of its path.
         data: a data module of classification, regression or tagging; the `config.yaml` of a run,
             for its data; or a file with labels.
         task: of a file what its rows are; by default `"tagging"` of `.conll` and `.conllu`, and
@@ -64,13 +73,16 @@ def transferability(
         device: where models that are loaded run; by default CUDA, if it is there.
 
     Returns:
-        The report, best LogME first: `.rows`, `.table()` for a terminal (rich), `.to_json(path)`.
+        The report, best LogME first, which prints as a table: `.rows`, `.table()` (rich),
+        `.to_json(path)`.
 
     Raises:
-        TypeError: a model is neither a module nor a path, or the data are of another kind.
+        TypeError: `models` is none of these, a model is neither a module nor a path, or the data
+            are of another kind.
         FileNotFoundError: there is no such file or checkpoint.
         ValueError: an argument lies outside its range; a model has no encoder; or there are fewer
-            than ten examples with labels, or only one class or value among them. Names the model.
+            than ten examples with labels, or only one class or value among them. Names the model
+            if it is not of the data alone.
 
     Example:
         >>> transferability({}, "train.csv")
@@ -78,32 +90,59 @@ def transferability(
         ...
         ValueError: models must name at least one model, e.g. {'before': 'bert-base-uncased'}
     """
-    if not isinstance(models, Mapping) or not models:
+    models = _by_name(models)
+    if not models:
         raise ValueError(
             "models must name at least one model, e.g. {'before': 'bert-base-uncased'}"
         )
-    for word, number, least in (("examples", examples, _FEWEST), ("batch_size", batch_size, 1)):
+    for word, number, least in (("examples", examples, FEWEST), ("batch_size", batch_size, 1)):
         check_whole(word, number, least)
+    check_whole("seed", seed, 0)
     if pooling is not None and pooling not in get_args(Pooling):
         raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
+    check_device(device)
     target = target_data(data, task)
     kind = "tagging" if isinstance(target, TokenClassificationDataModule) else target.task
     for name, given in models.items():
         with _named(name):
             check_model(given)
-
-    def items_of(name: str, given: Any) -> Items:
-        module = open_encoder(given, kind, device)
-        own = rows_of(target, module)
-        places = drawn_examples(own, examples, seed)
-        return encode_items(module, own, places, kind, pooling, batch_size, name)
-
+    # What is wrong with the data is better known before a model is loaded.
+    for name, given in models.items():
+        with _named(name):
+            tokenizer = quick_tokenizer(given)
+            if tokenizer is not None:
+                target.check_tokenizer(tokenizer)
+        if tokenizer is not None:
+            drawn_examples(rows_of(target, tokenizer), examples, seed)
+            break
     rows = []
     for name, given in models.items():
         with _named(name):
-            rows.append(_row(name, items_of(name, given), kind))
+            module = open_encoder(given, kind, device)
+            tokenizer = require_tokenizer(module)
+            target.check_tokenizer(tokenizer)
+        own = rows_of(target, tokenizer, usable_positions(module.network))
+        places = drawn_examples(own, examples, seed)
+        with _named(name):
+            items = encode_items(module, own, places, kind, pooling, batch_size, name)
+        check_count(len(items.labels))
+        targets = _targets(items.labels, kind)
+        with _named(name):
+            rows.append(_row(name, items, targets, kind))
     settings = {"task": kind, "examples": examples, "pooling": pooling, "seed": seed}
     return TransferReport.of(rows, settings)
+
+
+def _by_name(models: Any) -> Mapping[str, Any]:
+    if isinstance(models, Mapping):
+        return models
+    several = [models] if isinstance(models, str | os.PathLike) else models
+    if isinstance(several, Sequence) and all(isinstance(m, str | os.PathLike) for m in several):
+        return named_models(several)
+    raise TypeError(
+        "models must be a mapping of names to models, as in {'before': 'bert-base-uncased'}, or "
+        f"one or several paths or hub names, got {models!r:.80}"
+    )
 
 
 @contextmanager
@@ -114,11 +153,8 @@ def _named(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _row(name: str, items: Items, kind: str) -> TransferRow:
-    features, labels = items
-    if (count := len(features)) < _FEWEST:
-        raise ValueError(f"there are {count} examples with labels, and it takes {_FEWEST} at least")
-    targets = _targets(labels, kind)
+def _row(name: str, items: Items, targets: Tensor, kind: str) -> TransferRow:
+    features, count = items.features, len(items.features)
     evidence = float(log_evidence(features, targets).value.mean())
     left_out = leave_one_out(features, targets)
     score, baseline = score_of(left_out.predictions, targets, kind)

@@ -12,6 +12,8 @@ from typing import Any
 from rich.table import Table
 from torch import Tensor
 
+from ..report.results import as_text
+
 __all__ = ["METRICS", "TransferReport", "TransferRow", "score_of"]
 
 #: What is said of the predictions of each task.
@@ -65,6 +67,12 @@ class TransferReport:
         """Sort rows, the best first; those that are alike stay in their order."""
         best_first = sorted(rows, key=lambda row: -row.log_evidence)
         return cls(best_first, METRICS[settings["task"]], settings)
+
+    def __str__(self) -> str:
+        return as_text(self.table())
+
+    def __rich__(self) -> Table:
+        return self.table()
 
     def table(self) -> Table:
         """Return a table for a terminal: a line for each model."""

@@ -14,6 +14,7 @@ from lmkit.datamodules.label_names import (
     network_labels,
     sorted_labels,
     warn_of_mixed_labels,
+    warn_of_unlikely_labels,
 )
 from lmkit.datamodules.text_rows import BadRows
 
@@ -111,3 +112,25 @@ def test_numbers_among_names_are_told_and_fractions_are_numbers(names, mixed):
     assert bool(caught) == mixed
     if mixed:
         assert "'1' (train.csv, line 2) and 'yes' (train.csv, line 3)" in str(caught[0].message)
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "said"),
+    [
+        ("single_label", ["1", "1.5", "2"], "the labels are 3 numbers (1, 1.5, 2 ...)"),
+        ("single_label", list(map(str, range(21))), "the labels are 21 numbers (0, 1, 2 ...)"),
+        ("single_label", list(map(str, range(20))), ""),
+        ("single_label", ["1.0", "2.0"], ""),
+        ("single_label", ["1.5", "a;b"], ""),
+        ("single_label", [], ""),
+        ("multi_label", ["1", "1.5"], ""),
+        ("multi_label", ["a", "a;b"], "'a;b' is taken for one label"),
+        ("multi_label", ["a|b", "a"], "'a|b' is taken for one label"),
+        ("regression", [], ""),
+    ],
+)
+def test_values_and_joined_labels_are_told(task, labels, said):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_unlikely_labels(task, labels)
+    assert len(caught) == bool(said) and said in "".join(str(w.message) for w in caught)

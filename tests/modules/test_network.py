@@ -14,6 +14,7 @@ from transformers import (
     BertModel,
 )
 
+from lmkit.modules.fresh_weights import fresh_weights_of
 from lmkit.modules.frozen_base import fingerprint
 from lmkit.modules.network import build_network, check_fit, usable_positions
 from tests import tiny
@@ -30,6 +31,22 @@ def test_a_folder_in_half_precision_is_trained_in_float32_and_train_mode(tmp_pat
     assert {p.dtype for p in network.parameters()} == {torch.float32}
     assert all(module.training for module in network.modules())
     assert loaded == set(network.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("missing", "replaced", "classes", "said"),
+    [
+        ("ab", "", {}, "it has no weights for a, b: these start at random"),
+        ("", "c", {0: "x", 1: "y"}, "it has a head for 2 other classes ('x', 'y'), so c start"),
+        ("", "c", {}, "it has other shapes, so c start at random"),
+        ("a", "ac", {0: "x"}, "for a: these start at random; it has a head for 1 other"),
+        ("", "c", dict.fromkeys(range(11), "x"), "11 other classes ('x', 'x'"),
+    ],
+)
+def test_why_weights_start_at_random(missing, replaced, classes, said):
+    told = fresh_weights_of("it", missing, replaced, classes)
+    assert said in told and ("..." in told) == (len(classes) > 10)
+    assert "a, c" not in told  # what is missing is no other
 
 
 def test_an_encoder_without_a_head_gets_a_random_one_that_is_not_in_the_fingerprint(

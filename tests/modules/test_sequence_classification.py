@@ -436,13 +436,17 @@ def folder(path, names):
 @pytest.mark.parametrize(
     "names", [["a", "b", "c"], pytest.param(["a", "b"], id="as many classes of other names")]
 )
-def test_a_head_for_other_classes_is_replaced_by_a_fresh_one(make, names, tmp_path):
+def test_a_head_for_other_classes_is_replaced_by_a_fresh_one(make, names, tmp_path, caplog):
     before = folder(tmp_path / "model", names)
+    caplog.set_level("INFO")
     module, data = make(str(tmp_path / "model"))
     make_trainer(max_steps=0).fit(module, data)
     assert module.network.config.id2label == {0: "fox", 1: "none"}
     assert module.network.classifier.weight.shape == (2, 16)
     assert not module.network.classifier.bias.any()
+    some = ", ".join(map(repr, names))
+    said = f"model has a head for {len(names)} other classes ({some}), so classifier.bias, classif"
+    assert said in caplog.text and "has no weights" not in caplog.text
     old = before.bert.embeddings.word_embeddings.weight
     assert torch.equal(module.network.bert.embeddings.word_embeddings.weight, old)
 

@@ -50,12 +50,13 @@ def report(metric: str | None = "accuracy", **more: Any) -> EfficiencyReport:
 def shown(made: EfficiencyReport, width: int = 100) -> str:
     console = Console(width=width)
     with console.capture() as captured:
-        console.print(made.table())
+        console.print(made)
     return captured.get()
 
 
 def test_the_table_has_a_column_for_each_model() -> None:
     text = shown(report())
+    assert str(report()).splitlines()[1:] == [*shown(report(), 80).rstrip("\n").splitlines()][1:]
     lines = {line.split("│")[1].strip(): line for line in text.splitlines() if "│" in line}
     assert "22,713,986" in lines["parameters"] and "50.0%" in lines["not zero"]
     assert lines["MiB on disk"].count("90.0") == 2

@@ -84,7 +84,7 @@ def test_an_encoder_that_knows_the_classes_wins_over_a_random_one(tmp_path):
     assert (best.name, other.name) == ("knows", "random")
     assert best.log_evidence > other.log_evidence + 0.1
     assert best.score > 0.95 and other.score < best.score - 0.1
-    assert report.metric == "accuracy" and best.items == other.items == 108
+    assert report.metric == "accuracy" and best.items == other.items == 120
     assert best.baseline == other.baseline < 0.5
     assert other.width == 16
 
@@ -150,7 +150,8 @@ def test_tagged_words_are_read_at_their_first_piece(tmp_path):
     path = save_encoder(tmp_path / "it")
     report = transferability({"it": path}, files["train_file"], batch_size=5, examples=10_000)
     (row,) = report.rows
-    target = TokenClassificationDataModule(train_file=files["train_file"], tokenizer=path)
+    whole: dict[str, Any] = {"train_file": files["train_file"], "val_fraction": 0.0}
+    target = TokenClassificationDataModule(**whole, tokenizer=path)
     target.max_length = 64
     target.setup("fit")
     # The same, by the rows of training, whose labels are those of first pieces.
@@ -171,7 +172,7 @@ def test_tagged_words_are_read_at_their_first_piece(tmp_path):
     assert row.items == len(targets) and row.log_evidence == pytest.approx(expected, abs=1e-4)
     assert report.settings["task"] == "tagging"
     # Long sentences are read whole, in windows.
-    short = TokenClassificationDataModule(train_file=files["train_file"], max_length=8)
+    short = TokenClassificationDataModule(**whole, max_length=8)
     (cut,) = transferability({"it": path}, short, examples=10_000).rows
     assert cut.items == row.items and cut.log_evidence != row.log_evidence
     (few,) = transferability({"it": path}, short, examples=50).rows
@@ -238,6 +239,16 @@ def test_the_seed_draws_the_same_examples_for_all(tmp_path):
     assert other.log_evidence != first.log_evidence
 
 
+def test_models_are_named_as_by_the_command(tmp_path):
+    path, own = save_encoder(tmp_path / "it"), data(tmp_path)
+    for models, names in {path: {"it"}, (path, f"other={path}"): {"it", "other"}}.items():
+        assert {row.name for row in transferability(models, own).rows} == names
+    assert transferability(tmp_path / "it", own).rows[0].name == "it"
+    for wrong in (3, [path, 3], SequenceClassificationModule(path), None):
+        with pytest.raises(TypeError, match="models must be a mapping of names to models, as in"):
+            transferability(wrong, own)
+
+
 def test_a_decoder_is_read_at_its_last_token(tmp_path):
     torch.manual_seed(0)
     module = CausalLMModule(dict(tiny.CAUSAL["gpt2"]))
@@ -271,25 +282,37 @@ def test_texts_longer_than_the_positions_are_cut(tmp_path):
     (tmp_path / "long.csv").write_text("\n".join(rows) + "\n")
     path = save_encoder(tmp_path / "it")
     (row,) = transferability({"it": path}, tmp_path / "long.csv").rows
-    assert row.items == 54  # a tenth is held out for validation
+    assert row.items == 60
 
 
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
         ({"models": {}}, "models must name at least one"),
-        ({"models": ["a"]}, "models must name at least one"),
+        ({"models": []}, "models must name at least one"),
+        ({"models": ["a/it", "b/it"]}, "two models are called 'it': give them names"),
+        ({"models": "=it"}, "given as NAME=MODEL or MODEL, got '=it'"),
+        ({"models": ["it="]}, "given as NAME=MODEL or MODEL, got 'it='"),
+        ({"seed": "x"}, "seed must be a whole number, got 'x'"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"examples": 9}, "examples must be at least 10, got 9"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"pooling": "max"}, "pooling must be one of first, mean, last, got 'max'"),
+        ({"device": "tpuu"}, "device must be one that is here, such as cpu, got 'tpuu': "),
+        ({"device": "cuda"}, "device must be one that is here, such as cpu, got 'cuda': "),
+        ({"device": "meta"}, "device must be one that is here, such as cpu, got 'meta': "),
         ({"task": "ner"}, "task must be one of single_label"),
         ({"models": {"it": "./nowhere"}}, "it: there is no model folder at ./nowhere"),
         # Before the data are read.
         ({"models": {"it": "it", "other": "it/it"}, "data": "one.csv"}, "other: the model 'it/it'"),
-        ({"data": "few.csv"}, "it: there are 6 examples with labels, and it takes 10 at least"),
-        ({"data": "one.csv"}, "only one class"),
-        ({"data": "same.csv", "task": "regression"}, "only one value, and so nothing to tell"),
-        ({"data": "bare.csv"}, "label"),
+        ({"data": "few.csv"}, "^there are 6 examples with labels, and it takes 10 at least"),
+        ({"data": "one.csv"}, "^one.csv: there is only one class"),
+        ({"data": "empty.csv"}, "^empty.csv"),
+        (
+            {"data": "same.csv", "task": "regression"},
+            "^the examples have only one value",
+        ),
+        ({"data": "bare.csv"}, "^bare.csv: which column is the label"),
         ({"data": "run.yaml", "task": "tagging"}, "is for a file with labels"),
     ],
 )
@@ -303,12 +326,21 @@ def test_bad_input_is_answered_in_plain_words(settings, match, tmp_path):
         rows = [f"the fox {n},{label}" for n, label in enumerate(labels)]
         (tmp_path / name).write_text("\n".join(["text,label", *rows]) + "\n")
     (tmp_path / "bare.csv").write_text("text\nthe fox\nthe dog\n")
+    (tmp_path / "empty.csv").write_text("")
     known: dict[str, Any] = {"models": {"it": save_encoder(tmp_path / "it")}, "data": "train.csv"}
-    if settings.get("data") == "few.csv":  # all of it for training
-        few = {"train_file": "few.csv", "val_file": "train.csv"}
-        settings = {"data": SequenceClassificationDataModule(**few, on_bad_row="skip")}
     with pytest.raises(ValueError, match=match):
         transferability(**{**known, **settings})
+
+
+@pytest.mark.parametrize("file", ["few.csv", "empty.csv"])
+def test_what_is_wrong_with_the_data_is_told_before_a_model_is_loaded(file, tmp_path, monkeypatch):
+    (tmp_path / "few.csv").write_text("text,label\nthe fox,a\nthe dog,b\n")
+    (tmp_path / "empty.csv").write_text("")
+    monkeypatch.setattr("lmkit.transfer.probing.open_encoder", None)
+    module = SequenceClassificationModule(save_encoder(tmp_path / "it"))
+    models = {"bare": module, "it": tmp_path / "it"}
+    with pytest.raises(ValueError, match=r"^there are 2 examples|^empty\.csv"):
+        transferability(models, file)
 
 
 def test_what_is_no_encoder_or_no_task_is_refused(tmp_path):
@@ -323,8 +355,17 @@ def test_what_is_no_encoder_or_no_task_is_refused(tmp_path):
         transferability({"it": path}, MaskedLMDataModule("text.txt"))
     bart = {"model_type": "bart", "d_model": 8, "encoder_layers": 1, "decoder_layers": 1}
     bart |= {"encoder_attention_heads": 1, "decoder_attention_heads": 1, "vocab_size": 99}
-    with pytest.raises(ValueError, match="it: a BartForSequenceClassification has no encoder"):
-        transferability({"it": SequenceClassificationModule(bart)}, own)
+    module = SequenceClassificationModule(bart)
+    with pytest.raises(ValueError, match=r"it: a BartFor.* is an encoder-decoder, and these"):
+        transferability({"it": module}, own)
+    module.network.save_pretrained(tmp_path / "bart")
+    with pytest.raises(ValueError, match=r"it: .*bart is an encoder-decoder, and these are not"):
+        transferability({"it": tmp_path / "bart"}, own)
+    one = f"{{class_path: SequenceClassificationDataModule, init_args: {{train_file: {path}}}}}"
+    tasks = f"{{class_path: MultiTaskDataModule, init_args: {{tasks: {{a: {one}, b: {one}}}}}}}"
+    (tmp_path / "tasks.yaml").write_text(f"data: {tasks}\n")
+    with pytest.raises(TypeError, match="these are of several: give the file of one"):
+        transferability({"it": path}, tmp_path / "tasks.yaml")
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "model.onnx").write_bytes(b"")
     with pytest.raises(ValueError, match="is ONNX, which has no encoder to begin from"):
@@ -340,6 +381,7 @@ def test_a_report_is_sorted_and_written(tmp_path):
     rows = [TransferRow(n, v, 0.5, 0.25, 1.0, 10, 4) for n, v in (("a", -1.0), ("b", 2.0))]
     report = TransferReport.of(rows, {"task": "tagging", "seed": 3})
     assert [row.name for row in report.rows] == ["b", "a"] and report.table().row_count == 2
+    assert "│ b " in str(report) and "LogME" in str(report) and "\x1b" not in str(report)
     said = json.loads(report.to_json(tmp_path / "new" / "report.json").read_text())
     assert said["metric"] == "accuracy" and said["settings"]["seed"] == 3
     assert said["rows"][0] == {
@@ -367,6 +409,49 @@ def test_the_command_line_probes(tmp_path, capsys):
     assert lmkit(f"probe {one} --data nowhere.csv") == 2
     assert "there is no file nowhere.csv" in capsys.readouterr().err
     assert lmkit("probe") == 2
+
+
+def test_the_command_line_tells_how_a_file_is_read(tmp_path, capsys):
+    path = save_encoder(tmp_path / "it")
+    rows = [f"the fox {n},the dog {n},{'a;b' if n % 3 else 'b'}" for n in range(30)]
+    (tmp_path / "some.csv").write_text("\n".join([*rows, "the fox"]) + "\n")
+    line = f"probe {path} --data some.csv --column_names one two said --text_column two"
+    line += " --label_column said --on_bad_row skip --json found.json"
+    assert lmkit(f"{line} --task multi_label --label_separator ;") == 0
+    found = json.loads(Path("found.json").read_text())
+    given = {"column_names": ["one", "two", "said"], "label_column": "said", "val_fraction": 0.0}
+    same = SequenceClassificationDataModule(
+        train_file="some.csv",
+        task="multi_label",
+        text_column="two",
+        label_separator=";",
+        on_bad_row="skip",
+        **given,
+    )
+    (row,) = transferability({"it": path}, same).rows
+    assert found["rows"][0]["log_evidence"] == row.log_evidence and row.items == 30
+    capsys.readouterr()
+    with pytest.warns(UserWarning, match="'a;b' is taken for one label.*--label_separator"):
+        assert lmkit(f"{line} --task multi_label") == 0
+    (tmp_path / "run.yaml").write_text("data:\n  class_path: SequenceClassificationDataModule\n")
+    (tmp_path / "some.conll").write_text("fox A\n\n")
+    for file, said in {
+        "run.yaml": "label_column is for a file with labels, and these data know theirs",
+        "some.conll": "label_column is for a table of texts, and some.conll has tagged words",
+    }.items():
+        assert lmkit(f"probe {path} --data {file} --label_column x") == 2
+        assert said in capsys.readouterr().err
+
+
+def test_values_are_not_silently_taken_for_classes(tmp_path):
+    path = save_encoder(tmp_path / "it")
+    rows = ["text,label", *(f"the fox {n},{1 + n % 41 / 10}" for n in range(82))]
+    (tmp_path / "values.csv").write_text("\n".join(rows) + "\n")
+    for _ in range(2):  # of encoded rows that are kept too
+        with pytest.warns(UserWarning, match="are 41 numbers.*task='regression'.*--task regr"):
+            transferability({"it": path}, "values.csv")
+    (row,) = transferability({"it": path}, "values.csv", task="regression").rows
+    assert row.items == 82
 
 
 def test_the_data_are_those_of_a_run(tmp_path):
