@@ -16,7 +16,6 @@ from tests import tiny
 from tests.cases import CASES, CORE, Case, make_trainer, weights
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks with gloo")
-EACH_CORE = pytest.mark.parametrize("case", CORE, ids=[case.name for case in CORE])
 
 
 class RanksAgree(Callback):
@@ -62,8 +61,20 @@ def run(
     return module, {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-@EACH_CORE
-@pytest.mark.parametrize("accumulate", [1, 2])
+#: What callbacks do is tried on windows of two batches, each of two ranks.
+WINDOWS = [
+    pytest.param(
+        case,
+        accumulate,
+        id=f"{accumulate}-{case.name}",
+        marks=pytest.mark.slow if accumulate == 1 and case.callbacks() else (),
+    )
+    for accumulate in (1, 2)
+    for case in CORE
+]
+
+
+@pytest.mark.parametrize(("case", "accumulate"), WINDOWS)
 def test_two_ranks_are_one_process_on_the_joined_batch(
     case: Case, accumulate: int, tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ def test_drift_is_noticed(builder, tmp_path, monkeypatch, capsys):
 
 #: Those that take up to half a minute, though shortened.
 LONG = (
+    "02_objectives",
     "03_parameter_efficient_tuning",
     "04_distillation",
     "05_compression",

@@ -99,6 +99,8 @@ CLASSIFIERS = (
     "structured_pruning",
     "text_augmentation",
 )
+#: Those whose callbacks differ from another's by a formula alone run in `make test-all`.
+RARE = ("awp", "cutoff", "mixup", "pgd", "smart", "vat", "bitfit", "ia3")
 TASKS = {
     **{
         word: Task(task_files.labelled_texts, "label")
@@ -159,7 +161,11 @@ def encoder_decoder(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("word", TASKS)
+# Of pairs the numbers are taken for classes here.
+@pytest.mark.filterwarnings("ignore:the labels are 4 numbers")
+@pytest.mark.parametrize(
+    "word", [pytest.param(w, marks=pytest.mark.slow if w in RARE else ()) for w in TASKS]
+)
 def test_task_recipe_trains_resumes_tests_and_predicts(word, tmp_path):
     task = TASKS[word]
     named = " ".join(f"--data.{k}={v}" for k, v in task.files(tmp_path / "data").items())

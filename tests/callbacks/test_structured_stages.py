@@ -320,9 +320,9 @@ def test_modules_and_networks_of_others_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "accumulate"),
     [
-        ({"ffn": 0.25, "heads": 1, "multiple_of": 1}, 1),
+        pytest.param({"ffn": 0.25, "heads": 1, "multiple_of": 1}, 1, marks=pytest.mark.slow),
         ({"ffn": 0.25, "heads": 1, "multiple_of": 1}, 2),
-        ({"importance": "activation"}, 1),
+        pytest.param({"importance": "activation"}, 1, marks=pytest.mark.slow),
         ({"importance": "learned"}, 2),
         ({"layers": 1, "start": 0.3, "end": 0.6, "importance": "magnitude"}, 1),
     ],

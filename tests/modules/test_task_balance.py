@@ -139,6 +139,7 @@ def test_the_sum_is_the_module_without_aggregation(accumulate: int, tmp_path: Pa
     assert not torch.allclose(moved, same, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:aggregation='sum' does nothing")
 def test_a_second_pass_of_another_technique_counts(tmp_path: Path) -> None:
     settings, how = {"optimizer": SGD, "dropout": 0.1}, {"batches": "one", "max_steps": 3}
     plain = fit(tmp_path, module=settings, **how)

@@ -27,8 +27,10 @@ KINDS = {"heads": ("heads",), "ffn": ("ffn",), "both": ("heads", "ffn")}
 @pytest.mark.parametrize("kinds", KINDS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_is_left_computes_what_the_gated_network_computes(name: str, kinds: str) -> None:
-    """With padding, uneven layers, and each attention; in float64, and in float32."""
+    """With padding, uneven layers, and each attention; in float64, and both kinds in float32."""
     for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        if dtype == torch.float32 and kinds != "both":
+            continue
         network = build(name, dtype)
         kept = some(find_units(network), KINDS[kinds])
         pruned = copy.deepcopy(network)
