@@ -49,6 +49,7 @@ LONG = (
     "04_distillation",
     "05_compression",
     "06_augmentation",
+    "07_multi_task",
 )
 
 

@@ -100,7 +100,10 @@ CLASSIFIERS = (
     "text_augmentation",
 )
 #: Those whose callbacks differ from another's by a formula alone run in `make test-all`.
-RARE = ("awp", "cutoff", "mixup", "pgd", "smart", "vat", "bitfit", "ia3")
+RARE = (
+    *("awp", "cutoff", "free_lb", "mixup", "pgd", "smart", "vat"),
+    *("bitfit", "ia3", "selective_tuning", "gradual_unfreezing"),
+)
 TASKS = {
     **{
         word: Task(task_files.labelled_texts, "label")

@@ -150,7 +150,7 @@ def test_what_is_removed_is_what_was_shut(task: str, how: dict[str, Any], tmp_pa
 
 
 @pytest.mark.parametrize("importance", IMPORTANCES)
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_resumed_at_any_step_is_uninterrupted(
     importance: Any, accumulate: int, tmp_path: Path
 ) -> None:
