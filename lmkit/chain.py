@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .chain_options import find_missing, flag_of, options_of, take
+from .cli_export import read_options
 
 __all__ = ["Chain", "Stage", "has_stages", "read_chain"]
 
@@ -122,6 +123,11 @@ class Chain:
                 if code:
                     _say(f"the options of the stage {stage.name} are wrong, and nothing was fit")
                     return code
+                try:
+                    read_options(["--ckpt=last", "--output=exported", *_exporting(stage)])
+                except SystemExit as stop:  # the parser has said what is wrong
+                    _say(f"the export of the stage {stage.name} is wrong, and nothing was fit")
+                    return int(stop.code or 0)
                 if missing := find_missing(printed.getvalue(), root):
                     raise FileNotFoundError(f"stage {stage.name}: {missing}; nothing was fit")
             for stage in stages:
@@ -175,13 +181,16 @@ class Chain:
             _say(f"{title}: stopped; {again} with --ckpt_path last goes on with it")
             return code
         found = _checkpoint(stage, kept)
-        how = [flag_of(key, value) for key, value in stage.export.items()]
         output = f"--output={folder / 'exported'}"
-        code = command(["export", f"--ckpt={found}", output, "--overwrite", *how])
+        code = command(["export", f"--ckpt={found}", output, "--overwrite", *_exporting(stage)])
         if not code:
             said = json.dumps(_said(stage, words), indent=2)
             (folder / _DONE).write_text(f"{said}\n", encoding="utf-8")
         return code
+
+
+def _exporting(stage: Stage) -> list[str]:
+    return [flag_of(key, value) for key, value in stage.export.items()]
 
 
 def has_stages(path: Path) -> bool:

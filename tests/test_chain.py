@@ -129,6 +129,16 @@ def test_a_wrong_option_of_any_stage_is_refused_before_the_first(wrong, said, li
     assert not ROOT.exists()
 
 
+@pytest.mark.parametrize("export", [{"format": "onx"}, {"foramt": "onnx"}])
+def test_a_wrong_option_of_an_export_is_refused_before_the_first_stage(export, line, capsys):
+    write({**STAGES, "factors": {**STAGES["factors"], "export": export}})
+    assert lmkit(line) == 2
+    said = capsys.readouterr()
+    assert next(iter(export)) in said.err
+    assert "export of the stage factors is wrong, and nothing was fit" in said.out
+    assert not ROOT.exists()
+
+
 @pytest.mark.parametrize("stage", ["teacher", "factors"])
 def test_a_file_that_is_missing_is_told_before_the_first_stage(stage, line, capsys):
     assert lmkit(f"{line} --{stage}.data.unlabelled_file=no.txt") == 1

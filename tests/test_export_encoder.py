@@ -38,6 +38,11 @@ def states(network: Any) -> torch.Tensor:
     return found[MASK.bool()]
 
 
+def assert_same_encoder(folder, module):
+    found = states(AutoModel.from_pretrained(folder))
+    torch.testing.assert_close(found, states(module.network.base_model), atol=1e-5, rtol=1e-4)
+
+
 def test_the_encoder_alone_is_a_plain_folder_and_says_what_it_said(tmp_path):
     module, _ = fit(tmp_path, max_steps=2)
     folder = lmkit.export(module, tmp_path / "encoder", head=False)
@@ -95,12 +100,7 @@ def test_low_rank_layers_stay_and_the_head_does_not(tmp_path):
     assert low_rank_layers(target.network)
     torch.testing.assert_close(states(target.network.base_model), states(module.network.base_model))
     dense = lmkit.export(module, tmp_path / "dense", head=False, merge=True)
-    torch.testing.assert_close(
-        states(AutoModel.from_pretrained(dense)),
-        states(module.network.base_model),
-        atol=1e-5,
-        rtol=1e-4,
-    )
+    assert_same_encoder(dense, module)
 
 
 def test_adapters_are_merged_or_refused(tmp_path):
@@ -108,12 +108,7 @@ def test_adapters_are_merged_or_refused(tmp_path):
     with pytest.raises(ValueError, match="merge=True"):
         lmkit.export(module, tmp_path / "none", head=False)
     folder = lmkit.export(module, tmp_path / "merged", head=False, merge=True)
-    torch.testing.assert_close(
-        states(AutoModel.from_pretrained(folder)),
-        states(module.network.base_model),
-        atol=1e-5,
-        rtol=1e-4,
-    )
+    assert_same_encoder(folder, module)
 
 
 def test_the_encoder_of_several_tasks_is_one_folder_with_all_that_they_share(tmp_path):
