@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from tests import task_files, tiny
 KINDS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "topic": ("SequenceClassification", task_files.labelled_texts, {}),
     "ner": ("TokenClassification", task_files.tagged_words, {}),
-    "score": ("SequenceClassification", task_files.scored_pairs, {"task": "regression"}),
+    "score": (
+        "SequenceClassification",
+        partial(task_files.scored_pairs, scale=0.2),
+        {"task": "regression"},
+    ),
     "qa": ("QuestionAnswering", task_files.questions, {"doc_stride": 8, "max_question_length": 10}),
     "choice": ("MultipleChoice", task_files.choices, {}),
     "mlm": ("MaskedLM", None, {"max_length": 16}),

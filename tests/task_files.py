@@ -37,13 +37,17 @@ def labelled_texts(folder: Path) -> dict[str, Any]:
     return _files(folder, "csv", write)
 
 
-def scored_pairs(folder: Path) -> dict[str, Any]:
-    """Pairs of texts with a number, which is higher where they are the same."""
+def scored_pairs(folder: Path, scale: float = 1.0) -> dict[str, Any]:
+    """Pairs of texts with a number up to 4.5 x scale, which is higher where they are the same."""
 
     def write(path: Path, count: int, seed: int) -> None:
         first, other = sentences(count, seed), sentences(count, seed + 100)
         rows = [
-            {"sentence1": a, "sentence2": a if n % 2 else b, "score": 4.5 if n % 2 else 1 + n % 3}
+            {
+                "sentence1": a,
+                "sentence2": a if n % 2 else b,
+                "score": scale * (4.5 if n % 2 else 1 + n % 3),
+            }
             for n, (a, b) in enumerate(zip(first, other, strict=True))
         ]
         path.write_text("\n".join(map(json.dumps, rows)) + "\n")

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..modules import LMModule
 from ..surgery import from_spec, to_spec
 from ..surgery.adapter import Adapter
-from ..surgery.adapter_fusion import AdapterFusion, Fusion
-from ..surgery.bottleneck import AdaptedLayer
+from ..surgery.adapter_fusion import AdapterFusion
+from ..surgery.fusion_attention import FusionAttention
 from .surgery import SurgeryCallback
 
 __all__ = ["AdapterFusionCallback"]
@@ -66,8 +62,7 @@ class AdapterFusionCallback(SurgeryCallback):
     ) -> None:
         self.adapters = dict(adapters or {})
         super().__init__(AdapterFusion(tuple(names or self.adapters), name, head))
-        self._handles: list[RemovableHandle] = []
-        self._seen: list[tuple[tuple[str, ...], Tensor]] = []
+        self._attention = FusionAttention()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Add the adapters from their files, and fuse them, once.
@@ -139,26 +134,12 @@ class AdapterFusionCallback(SurgeryCallback):
     ) -> None:
         """Look at the attention of a step that is logged."""
         if trainer.loggers and trainer._logger_connector.should_update_logs:
-            name = cast(AdapterFusion, self.surgery).name
-            for layer in pl_module.modules():
-                if isinstance(layer, AdaptedLayer) and name in layer.fusions:
-                    fusion = cast(Fusion, layer.fusions[name])
-                    hook = partial(self._see, fusion.names)
-                    self._handles.append(fusion.attention.register_forward_hook(hook))
+            self._attention.begin(pl_module, [cast(AdapterFusion, self.surgery).name])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the mean attention of each adapter."""
-        for handle in self._handles:
-            handle.remove()
-        seen, self._handles, self._seen = self._seen, [], []
-        surgery = cast(AdapterFusion, self.surgery)
-        for name in surgery.names if seen else ():
-            means = [mean[names.index(name)] for names, mean in seen if name in names]
-            pl_module.log(f"{self.word}/{name}", torch.stack(means).mean(), batch_size=1)
-
-    def _see(
-        self, names: tuple[str, ...], module: nn.Module, inputs: Any, attention: Tensor
-    ) -> None:
-        self._seen.append((names, attention.detach().float().flatten(0, -2).mean(0)))
+        for adapters in self._attention.end().values():
+            for name, mean in adapters.items():
+                pl_module.log(f"{self.word}/{name}", mean, batch_size=1)

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from ..types import Batch, StepOutput, Surgery
 from .base import LMModule
 from .gradient_aggregation import aggregation_from
+from .own_callbacks import new_callbacks
 from .scores import Scores
 from .task_adapters import adapters_from, follow, own_weights, shared_weights, without_adapters
-from .task_balance import balance_of, load_gradients, save_gradients, see_losses, weighting_of
+from .task_attention import TaskAttention
+from .task_balance import TaskBalance, see_losses, weighting_of
 from .task_batches import join_parts, parts_of
+from .task_gradients import load_gradients, save_gradients
 from .task_log import log_mean, step_logs
 from .task_networks import configs_followed, own_settings, plain_task
 from .task_run import (
@@ -54,8 +57,8 @@ class MultiTaskModule(LMModule):
     micro_f1, macro_f1 and exact_match.
 
     `network` is that of the first task: surgeries, and callbacks that look for embeddings and
-    layers, work on the shared encoder through it, and a surgery leaves the heads of the other tasks
-    as they are. An export is a plain folder for each task, or of the one that is asked for.
+    layers, work on the shared encoder through it, and heads of other tasks stay as they are. An
+    export is a plain folder for each task, or of the one that is asked for.
 
     Args:
         model: hub name, folder, or config with a `model_type`, of all tasks.
@@ -79,8 +82,7 @@ class MultiTaskModule(LMModule):
     Attributes:
         tasks: the modules of the tasks by name; `task_module_of` gives one to use alone.
         task_losses: $\mathcal{L}_t$ of the last training step by task, scalars, in the graph until
-            the backward pass. The loss that is differentiated is a multiple, the same for all, of
-            their weighted sum.
+            the backward pass. What is differentiated is a multiple of their weighted sum.
 
     Raises:
         TypeError: a task is no plain data.
@@ -124,8 +126,7 @@ class MultiTaskModule(LMModule):
         self.task_adapters = adapters_from(task_adapters, list(made))
         # Not parts of this module: the encoder would be one of each.
         self._held = (made,)
-        first = next(iter(made.values()))
-        self.auto_class = first.auto_class  # type: ignore[misc]
+        self.auto_class = next(iter(made.values())).auto_class  # type: ignore[misc]
         self.is_causal = any(task.is_causal for task in made.values())  # type: ignore[misc]
         #: Heads of the other tasks; that of the first is a part of `network`.
         self.heads = nn.ModuleDict()
@@ -225,8 +226,8 @@ class MultiTaskModule(LMModule):
         return weighed[0] if len(weighed) == 1 else torch.stack(weighed).sum()
 
     def configure_callbacks(self) -> list[Callback]:
-        """Let the weighting and the aggregation see the steps."""
-        return balance_of(self)
+        """Let the weighting and the aggregation see the steps, and log attention to adapters."""
+        return new_callbacks(self, [TaskBalance(), TaskAttention()])
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Differentiate the loss, and aggregate the gradients of the tasks."""

@@ -6,39 +6,43 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
 from .loss_weighting import weighting_from
+from .own_callbacks import OwnCallback
 from .weighting_base import LossWeighting
 
 if TYPE_CHECKING:
     from .multi_task import MultiTaskModule
 
-__all__ = ["balance_of", "load_gradients", "save_gradients", "see_losses", "weighting_of"]
+__all__ = ["TaskBalance", "see_losses", "weighting_of"]
 
 
-class TaskBalance(Callback):
+#: How many times larger than all others the loss of a regression is when it is warned of.
+LARGE = 3.0
+
+
+class TaskBalance(OwnCallback):
     """Tells the weighting and the aggregation of a module of its steps.
 
-    It is a callback of the module itself (`configure_callbacks`), and has no state. The module has
-    `weighting`, `aggregation`, `task_losses` and `shared_parameters()`.
+    The module has `weighting`, `aggregation`, `task_losses`, `last_losses` and
+    `shared_parameters()`.
     """
+
+    _compared = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over from DDP, before layers are compiled; tell which tasks are regressions."""
         module = cast("MultiTaskModule", pl_module)
+        self._compared = module.weighting is not None or len(module.tasks) == 1
         _warn_of_single_tasks(module, getattr(trainer, "datamodule", None))
         if module.aggregation is not None:
             module.aggregation.attach(module)
         if module.weighting is not None:
-            configs = {name: task.network.config for name, task in module.tasks.items()}
-            kinds = {
-                name: getattr(config, "problem_type", None) for name, config in configs.items()
-            }
-            module.weighting.find_regressions([n for n in kinds if kinds[n] == "regression"])
+            module.weighting.find_regressions(_regressions(module))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -71,22 +75,40 @@ class TaskBalance(Callback):
         if module.weighting is not None:
             module.weighting.close(module)
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Once all tasks had a turn, warn of a regression that drowns the others."""
+        module = cast("MultiTaskModule", pl_module)
+        if not self._compared and len(module.last_losses) == len(module.tasks):
+            self._compared = True
+            _warn_of_large_values(module)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the weighting learn from an epoch."""
         module = cast("MultiTaskModule", pl_module)
         if module.weighting is not None:
             module.weighting.end_epoch()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the Trainer, whose next module may be of one task."""
-        callbacks = cast(Any, trainer).callbacks
-        cast(Any, trainer).callbacks = [each for each in callbacks if each is not self]
+
+def _regressions(module: MultiTaskModule) -> list[str]:
+    """Return the tasks whose labels are values."""
+    configs = {name: task.network.config for name, task in module.tasks.items()}
+    kinds = {name: getattr(config, "problem_type", None) for name, config in configs.items()}
+    return [name for name in kinds if kinds[name] == "regression"]
 
 
-def balance_of(module: MultiTaskModule) -> list[Callback]:
-    """Make the callback of a module, if its Trainer has none of an earlier run."""
-    there = [] if module._trainer is None else cast(Any, module.trainer).callbacks
-    return [] if any(isinstance(each, TaskBalance) for each in there) else [TaskBalance()]
+def _warn_of_large_values(module: MultiTaskModule) -> None:
+    """Say that a sum of losses will learn a regression of large values and little else."""
+    losses = {name: float(x) * module.loss_weights[name] for name, x in module.last_losses.items()}
+    for name in _regressions(module):
+        others = max(losses[other] for other in losses if other != name)
+        if losses[name] > LARGE * others:
+            rank_zero_warn(
+                f"the first loss of {name!r} is {losses[name]:.3g}, and that of no other task more "
+                f"than {others:.3g}: their sum will learn {name!r} and little else. Bring its "
+                "labels to a range of 1, or set weights"
+            )
 
 
 def _warn_of_single_tasks(module: MultiTaskModule, data: Any) -> None:
@@ -126,15 +148,3 @@ def see_losses(module: MultiTaskModule, losses: dict[str, Tensor]) -> None:
         module.task_losses = losses
         if module.aggregation is not None and torch.is_grad_enabled():
             module.aggregation.watch(losses)
-
-
-def save_gradients(module: MultiTaskModule, entry: dict[str, Any]) -> None:
-    """Add the gradients of tasks in a window that is not full to lmkit's entry of a checkpoint."""
-    if module.aggregation is not None and entry["pending"]["gradients"]:
-        entry["task_gradients"] = module.aggregation.state_dict(module.trainer)
-
-
-def load_gradients(module: MultiTaskModule, entry: Mapping[str, Any]) -> None:
-    """Take up the gradients of `save_gradients`."""
-    if module.aggregation is not None:
-        module.aggregation.load_state_dict(entry.get("task_gradients", {}))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch._functorch.config as functorch_config
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
-__all__ = ["TaskGradients", "keep_graphs", "rest_of"]
+if TYPE_CHECKING:
+    from .multi_task import MultiTaskModule
+
+__all__ = ["TaskGradients", "keep_graphs", "load_gradients", "rest_of", "save_gradients"]
 
 
 def keep_graphs() -> None:
@@ -189,3 +192,15 @@ class TaskGradients:
         """Say of each whether it is so on any rank."""
         counts = torch.tensor(here, dtype=torch.float32, device=self._like.device)
         return [count > 0 for count in strategy.reduce(counts, reduce_op="sum").tolist()]
+
+
+def save_gradients(module: MultiTaskModule, entry: dict[str, Any]) -> None:
+    """Add the gradients of tasks in a window that is not full to lmkit's entry of a checkpoint."""
+    if module.aggregation is not None and entry["pending"]["gradients"]:
+        entry["task_gradients"] = module.aggregation.state_dict(module.trainer)
+
+
+def load_gradients(module: MultiTaskModule, entry: Mapping[str, Any]) -> None:
+    """Take up the gradients of `save_gradients`."""
+    if module.aggregation is not None:
+        module.aggregation.load_state_dict(entry.get("task_gradients", {}))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import seed_everything
+from lightning.pytorch.loggers import CSVLogger
 
 import lmkit
 from lmkit.callbacks import LoRACallback, TrainableOnlyCheckpoint
 from lmkit.modules.multi_task import MultiTaskModule
+from lmkit.modules.task_attention import TaskAttention
 from lmkit.surgery.task_adapter import TaskAdapter, task_adapter_parameters
 from lmkit.surgery.task_aggregation import TaskAggregation, aggregated_tasks
 from tests.cases import make_trainer
@@ -192,3 +195,28 @@ def test_with_gradient_checkpointing_one_task_learns_as_without(tmp_path):
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-7)
     with pytest.raises(ValueError, match="with gradient checkpointing layers are computed again"):
         module.step(joined(data, "ner", "topic"))
+
+
+@pytest.mark.parametrize("batches", ["one", "all"])
+def test_the_attention_of_each_task_is_logged(tmp_path, batches):
+    # The turns of two tasks and a stride of two: the logger would see one of them alone.
+    logger = CSVLogger(tmp_path, name="", version="log")
+    settings = {"logger": logger, "log_every_n_steps": 2, "max_steps": 6}
+    module, trainer = fit(tmp_path, *NAMES, module=AGGREGATE, data={"batches": batches}, **settings)
+    logger.save()
+    rows = list(csv.DictReader((tmp_path / "log" / "metrics.csv").open()))
+    names = {f"train/{task}/attention/{other}" for task in NAMES for other in NAMES}
+    assert {name for name in rows[-1] if "attention" in name} == names
+    last = [row for row in rows if row[sorted(names)[0]]][-1]
+    for task in NAMES:
+        sums = sum(float(last[f"train/{task}/attention/{other}"]) for other in NAMES)
+        assert sums == pytest.approx(1.0, abs=1e-4)
+    assert not any(m._forward_hooks for m in module.network.modules())
+    assert not any(isinstance(each, TaskAttention) for each in trainer.callbacks)
+
+
+def test_without_attention_over_adapters_nothing_of_it_is_logged(tmp_path):
+    logger = CSVLogger(tmp_path, name="", version="log")
+    fit(tmp_path, *NAMES, module={"task_adapters": 3}, logger=logger, log_every_n_steps=1)
+    logger.save()
+    assert "attention" not in (tmp_path / "log" / "metrics.csv").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,32 @@ def test_what_needs_all_tasks_says_so_of_batches_of_one(
         ]
         assert bool(found) == (bool(said) and batches == "one")
         assert all(said in each for each in found)
+
+
+@pytest.mark.parametrize(
+    ("how", "warned"),
+    [({}, True), ({"weights": {"score": 1e-4}}, False), ({"weighting": "uncertainty"}, False)],
+    ids=["sum", "weights", "weighting"],
+)
+@pytest.mark.parametrize("batches", ["one", "all"])
+def test_values_that_drown_the_other_tasks_are_warned_of(
+    batches: str,
+    how: dict[str, Any],
+    warned: bool,
+    tmp_path: Path,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    for scale, said in ((1.0, False), (100.0, warned)):
+        recwarn.clear()
+        module, data = make_module(*NAMES, **how), make_data(tmp_path, *NAMES, batches=batches)
+        (path,) = (tmp_path / "score").glob("*train*.jsonl")
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        scaled = [{**row, "score": row["score"] * scale} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in scaled))
+        make_trainer(max_steps=12, limit_val_batches=0).fit(module, data)
+        found = [str(each.message) for each in recwarn if "little else" in str(each.message)]
+        assert len(found) == int(said)
+        assert all("the first loss of 'score' is" in each for each in found)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
