@@ -6,13 +6,16 @@ words (entities of WNUT-17, parts of speech of UD English EWT). `single` trains 
 each task as it has alone: with `sum`, `adapters` (each task has its own in each layer), `aggregate`
 (and attends to those of all) and the names of weightings and of aggregations a step has a batch of
 every task, and there are `--steps` of them; with the names of samplings it is of one task, and
-there are `--steps` for each task together. `--examples` cuts the training sets of all but SUBJ and
+there are `--steps` for each task together. `own_rate` gives heads and adapters `--own-rate`. `+` is
+between parts that are given together. `--examples` cuts the training sets of all but SUBJ and
 UD (`--small`) by a draw of the seed. Scores are of the test sets: accuracy, of relatedness
 Spearman's correlation, of WNUT F1; the mean is that over the tasks. Throughput counts real tokens,
 special ones included and padding not, per CPU second of training.
 
     python benchmarks/multitask.py --examples 500 --seeds 0 1 2 --json multitask.json
     python benchmarks/multitask.py --tasks trec relatedness ner --ways single sum pcgrad --steps 200
+    python benchmarks/multitask.py --examples 500 --small cr entailment relatedness --steps 150 \
+      --ways single single+own_rate round_robin round_robin+adapters+own_rate
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from measure import WARMUP, arguments, data_folder, encoder_folder, quiet_traine
 from sequence_classification import write_rows
 from token_classification import read
 
-from lmkit import datamodules, modules, tune_process
+from lmkit import tune_process
 from lmkit.datamodules.multi_task import MultiTaskDataModule
 from lmkit.datamodules.task_sampling import Sampling
 from lmkit.modules.gradient_aggregation import AGGREGATIONS
@@ -61,7 +64,8 @@ BALANCED = {
     "adapters": {"task_adapters": 64},
     "aggregate": {"task_adapters": {"size": 64, "aggregate": True}},
 }
-WAYS = ["single", "sum", *SAMPLINGS, *BALANCED]
+OWN_RATE = "own_rate"
+WAYS = ["single", "sum", *SAMPLINGS, *BALANCED, OWN_RATE]
 
 
 class Watch(Callback):
@@ -148,36 +152,33 @@ def learn(
         "seed": seed,
         "cache_dir": str(folder / "cache"),
     }
-    how = {"learning_rate": options.learning_rate, "warmup": WARMUP}
+    parts = way.split("+")
+    how: dict[str, Any] = {"learning_rate": options.learning_rate, "warmup": WARMUP}
+    for part in parts:
+        how |= BALANCED.get(part, {})
+    if OWN_RATE in parts:
+        how["task_learning_rate"] = options.own_rate
+    drawn = [part for part in parts if part in SAMPLINGS]
+    plan: dict[str, Any] = {"sampling": drawn[0], "batches": "one"} if drawn else {"batches": "all"}
+    # A module of one task is that task's own module, bit for bit.
+    groups = [[task] for task in files] if "single" in parts else [list(files)]
     scores, watches = {}, []
-    if way == "single":
-        for task, arguments_of in files.items():
-            kind, metric = TASKS[task]
-            seed_everything(seed)
-            module = getattr(modules, f"{kind}Module")(encoder_folder(), **how)
-            data = getattr(datamodules, f"{kind}DataModule")(**arguments_of, **shared)
-            said, watch = fit(options, module, data, options.steps, folder)
-            scores[task] = float(said[f"test/{metric}"])
-            watches.append(watch)
-    else:
+    for group in groups:
         seed_everything(seed)
-        module = MultiTaskModule(
-            encoder_folder(),
-            {task: {"class_path": f"{TASKS[task][0]}Module"} for task in files},
-            **how,
-            **BALANCED.get(way, {}),
+        specs = {task: {"class_path": f"{TASKS[task][0]}Module"} for task in group}
+        module = MultiTaskModule(encoder_folder(), specs, **how)
+        data = MultiTaskDataModule(
+            {
+                task: {"class_path": f"{TASKS[task][0]}DataModule", "init_args": files[task]}
+                for task in group
+            },
+            **plan,
+            **shared,
         )
-        specs = {
-            task: {"class_path": f"{TASKS[task][0]}DataModule", "init_args": arguments_of}
-            for task, arguments_of in files.items()
-        }
-        drawn = way in SAMPLINGS
-        plan = {"sampling": way, "batches": "one"} if drawn else {"batches": "all"}
-        data = MultiTaskDataModule(specs, **plan, **shared)
-        steps = options.steps * (len(files) if drawn else 1)
+        steps = options.steps * (len(group) if drawn else 1)
         said, watch = fit(options, module, data, steps, folder)
-        scores = {task: float(said[f"test/{task}/{TASKS[task][1]}"]) for task in files}
-        watches = [watch]
+        scores |= {task: float(said[f"test/{task}/{TASKS[task][1]}"]) for task in group}
+        watches.append(watch)
     return {
         "scores": scores,
         "mean": statistics.mean(scores.values()),
@@ -210,23 +211,33 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             "cpu_s_per_step": seconds / sum(run["steps"] for run in found),
             "tokens_per_cpu_s": sum(run["tokens"] for run in found) / seconds,
         }
-    for way in figures.keys() - {"single"} if "single" in figures else ():
+    for way in figures if "single" in figures else ():
         alone, ours = figures["single"], figures[way]
         ours["over single"] = ours["mean"] - alone["mean"]
         ours["throughput of single"] = ours["tokens_per_cpu_s"] / alone["tokens_per_cpu_s"]
     return figures
 
 
+def way_of(text: str) -> str:
+    """Check the name of a way."""
+    if unknown := set(text.split("+")) - set(WAYS):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has {', '.join(sorted(unknown))}; there are {', '.join(WAYS)}, joined by +"
+        )
+    return text
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = arguments(__doc__)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["single", "sum", "temperature"])
+    parser.add_argument("--ways", nargs="+", type=way_of, default=["single", "sum", "temperature"])
     parser.add_argument("--examples", type=int, help="of each small training set; all by default")
     parser.add_argument("--small", nargs="*", choices=list(TASKS), default=SMALL)
     parser.add_argument("--steps", type=int, default=300, help="batches of each task")
     parser.add_argument("--rows", type=int, default=16, help="examples to a batch")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--own-rate", type=float, default=1e-3, help="of heads and adapters")
     parser.add_argument("--precision", help="by default what the processor is fastest in")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()

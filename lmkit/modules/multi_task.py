@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ..types import Batch, StepOutput, Surgery
 from .base import LMModule
 from .gradient_aggregation import aggregation_from
+from .optimizer import optimizer_and_schedule
 from .own_callbacks import new_callbacks
 from .scores import Scores
-from .task_adapters import adapters_from, follow, own_weights, shared_weights, without_adapters
+from .task_adapters import adapters_from, follow, own_weights, shared_weights
 from .task_attention import TaskAttention
 from .task_balance import TaskBalance, see_losses, weighting_of
 from .task_batches import join_parts, parts_of
@@ -28,10 +29,11 @@ from .task_run import (
     evaluate_part,
     find_unused,
     losses_of_ranks,
+    own_rates,
     scores_of_part,
     step_parts,
 )
-from .task_specs import check_weights, make_tasks, of_model
+from .task_specs import arguments_of_model, check_rate, check_weights, make_tasks
 from .weighting_base import LossWeighting
 
 __all__ = ["MultiTaskModule"]
@@ -44,17 +46,14 @@ class MultiTaskModule(LMModule):
     all, where $\mathcal{L}_t$ is the mean loss of task $t$ over its items (examples, labelled
     pieces, tokens) of all ranks. Each task is a task module of its own: classification, pairs,
     regression, tagging, question answering, multiple choice, a language model as an auxiliary task.
-    All have one encoder, which is the same object, and each its own head. A head whose task is not
-    in a step does not move: it has no gradient, and so neither decay nor momentum.
+    All have one encoder, which is the same object, and each a head, which rests as its task does.
 
-    `MultiTaskDataModule` makes the batches. With batches of one task those of an accumulation
-    window are of the same task, and together the mean over all their items. With batches of all
-    tasks a window is the mean of its batches.
+    `MultiTaskDataModule` makes the batches. Of one task, those of an accumulation window are of the
+    same task and together the mean over all their items; of all, a window is the mean of them.
 
     Logs `train/loss` of each batch, `train/<task>/loss` of the last batch of each task, of a
     validation `val/<task>/<metric>` as the task's own module does, and `val/mean`, the mean over
-    the tasks of their main metrics, which are the first there is of f1, spearman, accuracy,
-    micro_f1, macro_f1 and exact_match.
+    the tasks of their main metrics (docs/multi_task.md).
 
     `network` is that of the first task: surgeries, and callbacks that look for embeddings and
     layers, work on the shared encoder through it, and heads of other tasks stay as they are. An
@@ -78,6 +77,7 @@ class MultiTaskModule(LMModule):
         aggregation: of gradients on the encoder, e.g. `"pcgrad"`: docs/gradient_aggregation.md.
         task_adapters: size of an adapter of each task in each layer, or arguments of `TaskAdapter`
             and `aggregate`: docs/multi_task.md.
+        task_learning_rate: of heads and of adapters of tasks, `learning_rate` by default.
 
     Attributes:
         tasks: the modules of the tasks by name; `task_module_of` gives one to use alone.
@@ -116,6 +116,7 @@ class MultiTaskModule(LMModule):
         weighting: str | dict[str, Any] | None = None,
         aggregation: str | dict[str, Any] | None = None,
         task_adapters: int | dict[str, Any] | None = None,
+        task_learning_rate: float | None = None,
     ) -> None:
         more = optimizer, dropout, compile, layer_decay
         super().__init__(model, pretrained, learning_rate, weight_decay, warmup, schedule, *more)
@@ -124,6 +125,7 @@ class MultiTaskModule(LMModule):
         self.weighting: LossWeighting | None = weighting_of(self.hparams, list(made))
         self.aggregation = aggregation_from(aggregation, list(made))
         self.task_adapters = adapters_from(task_adapters, list(made))
+        check_rate(task_learning_rate)
         # Not parts of this module: the encoder would be one of each.
         self._held = (made,)
         self.auto_class = next(iter(made.values())).auto_class  # type: ignore[misc]
@@ -132,8 +134,7 @@ class MultiTaskModule(LMModule):
         self.heads = nn.ModuleDict()
         #: By task what the shared encoder has more than its own would have.
         self.grafted: dict[str, list[str]] = {}
-        #: To be logged in turn with those of the tasks that have one.
-        self.last_losses: dict[str, Tensor] = {}
+        self.last_losses: dict[str, Tensor] = {}  # of tasks, to be logged with those of others
         #: The tasks in the order of the numbers that batches have.
         self.names = list(made)
 
@@ -147,12 +148,7 @@ class MultiTaskModule(LMModule):
         cls, arguments: Mapping[str, Any], model: Any, pretrained: bool | None = None
     ) -> dict[str, Any]:
         """Return what of the arguments to change so that all tasks are of another model."""
-        if not isinstance(model, Mapping):
-            return without_adapters(super().arguments_for(arguments, model, pretrained), arguments)
-        config = {key: value for key, value in model.items() if key != "tasks"}
-        changed = super().arguments_for(arguments, config, pretrained)
-        changed["tasks"] = of_model(arguments["tasks"], config, model.get("tasks", {}))
-        return without_adapters(changed, arguments)
+        return arguments_of_model(arguments, model, pretrained)
 
     def configure_model(self) -> None:
         """Build the networks, and let them share the encoder; when they are built, do nothing."""
@@ -196,8 +192,8 @@ class MultiTaskModule(LMModule):
 
     def prepare(self, batch: Batch) -> Batch:
         """Add to a batch what its tasks need."""
-        prepared = {n: at_work(self, n).prepare(x) for n, x in parts_of(batch, self.names).items()}
-        return cast(Batch, join_parts(prepared))
+        parts = parts_of(batch, self.names)
+        return cast(Batch, join_parts({n: at_work(self, n).prepare(x) for n, x in parts.items()}))
 
     def step(self, batch: Batch) -> StepOutput:
         """Compute the weighted sum of the losses of the tasks in a batch.
@@ -222,12 +218,16 @@ class MultiTaskModule(LMModule):
         """Return the weighted sum of the losses of tasks, a scalar."""
         if self.weighting is not None:
             return cast(Tensor, self.weighting(losses))
-        weighed = [losses[name] * self.loss_weights[name] for name in losses]
+        weighed = [loss * self.loss_weights[name] for name, loss in losses.items()]
         return weighed[0] if len(weighed) == 1 else torch.stack(weighed).sum()
 
     def configure_callbacks(self) -> list[Callback]:
         """Let the weighting and the aggregation see the steps, and log attention to adapters."""
         return new_callbacks(self, [TaskBalance(), TaskAttention()])
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer, in which what is a task's own may have another rate."""
+        return optimizer_and_schedule(self.hparams, self, self.trainer, own_rates(self))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Differentiate the loss, and aggregate the gradients of the tasks."""

@@ -34,7 +34,11 @@ __all__ = [
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, learning_rate: float = 0.0, layer_decay: float = 1.0
+    module: nn.Module,
+    weight_decay: float,
+    learning_rate: float = 0.0,
+    layer_decay: float = 1.0,
+    rates: Mapping[nn.Parameter, float] | None = None,
 ) -> list[dict[str, Any]]:
     r"""Split what is trainable into matrices, which decay, and vectors, which do not.
 
@@ -48,9 +52,11 @@ def parameter_groups(
         weight_decay: of the matrices, at least 0.
         learning_rate: $\eta$, of the head.
         layer_decay: $\gamma$, in `(0, 1]`.
+        rates: of parameters that have rates of their own, whatever their depth.
 
     Returns:
-        Groups for an optimizer, none of them empty: at most two, or two for each depth.
+        Groups for an optimizer, none of them empty: at most two for each depth, or one depth for
+        all, and two for each other rate.
 
     Raises:
         ValueError: nothing is trainable, or a number lies outside its range.
@@ -60,17 +66,27 @@ def parameter_groups(
     trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("no parameter is trainable: everything was frozen, so nothing can be fit")
+    own = rates or {}
     depths = parameter_depths(module) if layer_decay < 1 else {}
     top = max(depths.values(), default=0)
     groups = []
     for depth in range(top + 1):
         rate = {"lr": learning_rate * layer_decay ** (top - depth)} if depths else {}
-        here = [p for n, p in trainable if depths.get(n, 0) == depth]
-        groups += [
-            {"params": [p for p in here if p.ndim >= 2], "weight_decay": weight_decay, **rate},
-            {"params": [p for p in here if p.ndim < 2], "weight_decay": 0.0, **rate},
-        ]
+        here = [p for n, p in trainable if depths.get(n, 0) == depth and p not in own]
+        groups += _by_decay(here, weight_decay, rate)
+    for value in sorted(set(own.values())):
+        here = [p for _, p in trainable if own.get(p) == value]
+        groups += _by_decay(here, weight_decay, {"lr": value})
     return [group for group in groups if group["params"]]
+
+
+def _by_decay(
+    parameters: Sequence[nn.Parameter], weight_decay: float, rate: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay, **rate},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0, **rate},
+    ]
 
 
 def build_optimizer(
@@ -134,7 +150,10 @@ def build_schedule(
 
 
 def optimizer_and_schedule(
-    settings: Mapping[str, Any], module: nn.Module, trainer: Trainer
+    settings: Mapping[str, Any],
+    module: nn.Module,
+    trainer: Trainer,
+    own_rates: Mapping[nn.Parameter, float] | None = None,
 ) -> dict[str, Any]:
     """Build the optimizer over everything trainable, and its schedule per step, as Lightning asks.
 
@@ -143,8 +162,9 @@ def optimizer_and_schedule(
             `layer_decay`.
         module: what is trained.
         trainer: knows how long.
+        own_rates: of parameters that have another.
     """
-    rates = settings["learning_rate"], settings.get("layer_decay", 1.0)
+    rates = settings["learning_rate"], settings.get("layer_decay", 1.0), own_rates
     groups = parameter_groups(module, settings["weight_decay"], *rates)
     optimizer = build_optimizer(groups, settings["learning_rate"], settings["optimizer"])
     total = planned_steps(trainer)

@@ -30,6 +30,7 @@ __all__ = [
     "evaluate_part",
     "find_unused",
     "losses_of_ranks",
+    "own_rates",
     "scores_of_part",
     "step_parts",
 ]
@@ -145,6 +146,14 @@ def find_unused(module: MultiTaskModule, stage: str) -> None:
             "strategy='ddp_find_unused_parameters_true', or 'ddp', where it is set by itself"
         )
     given["find_unused_parameters"] = True
+
+
+def own_rates(module: MultiTaskModule) -> dict[nn.Parameter, float]:
+    """Return the rates of what is trainable of heads and adapters, where the module gives one."""
+    rate = module.hparams["task_learning_rate"]
+    if rate is None:
+        return {}
+    return {weight: rate for name in module.tasks for weight in module.task_parameters(name)}
 
 
 def step_parts(module: MultiTaskModule, batch: Batch) -> dict[str, StepOutput]:

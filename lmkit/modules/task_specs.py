@@ -10,8 +10,9 @@ from typing import Any
 from ..functional.task_sampling import about_task, check_task_names
 from .base import LMModule
 from .student import task_class
+from .task_adapters import without_adapters
 
-__all__ = ["check_weights", "make_tasks", "of_model"]
+__all__ = ["arguments_of_model", "check_rate", "check_weights", "make_tasks"]
 
 #: Arguments of the whole, which a task takes over.
 _SHARED = ("pretrained", "dropout")
@@ -40,21 +41,38 @@ def make_tasks(
     return made
 
 
-def of_model(
-    specs: Mapping[str, Any], config: dict[str, Any], own: Mapping[str, Any]
+def arguments_of_model(
+    arguments: Mapping[str, Any], model: Any, pretrained: bool | None
 ) -> dict[str, Any]:
-    """Return the specs of tasks with the configs that their networks are built anew from.
+    """Return what of the arguments to change so that all tasks are of another model.
 
     Args:
-        specs: as the hyper-parameters have them.
-        config: of the first task.
-        own: by task what its config says otherwise.
+        arguments: of the module, as its hyper-parameters have them.
+        model: name, folder or config of the first task; a config may have `tasks`, by name what
+            the config of each says otherwise.
+        pretrained: whether it brings its weights; `None` leaves what is said.
     """
-    changed = {}
-    for name, spec in specs.items():
-        arguments = {**(spec.get("init_args") or {}), "model": {**config, **own.get(name, {})}}
-        changed[name] = {**spec, "init_args": arguments}
-    return changed
+    if not isinstance(model, Mapping):
+        return without_adapters(LMModule.arguments_for(arguments, model, pretrained), arguments)
+    config = {key: value for key, value in model.items() if key != "tasks"}
+    own, tasks = model.get("tasks", {}), {}
+    for name, spec in arguments["tasks"].items():
+        given = {**(spec.get("init_args") or {}), "model": {**config, **own.get(name, {})}}
+        tasks[name] = {**spec, "init_args": given}
+    changed = LMModule.arguments_for(arguments, config, pretrained)
+    return without_adapters({**changed, "tasks": tasks}, arguments)
+
+
+def check_rate(rate: float | None) -> None:
+    """Check the learning rate of what is a task's own.
+
+    Raises:
+        ValueError: it is not above 0.
+    """
+    if rate is not None and not 0 < rate < float("inf"):
+        raise ValueError(
+            f"task_learning_rate must be above 0, got {rate}; leave it out for that of the encoder"
+        )
 
 
 def check_weights(weights: Mapping[str, float] | None, names: list[str]) -> dict[str, float]:

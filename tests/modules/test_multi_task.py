@@ -450,6 +450,7 @@ def test_a_test_has_the_tables_of_all_tasks_and_prediction_is_of_one(tmp_path):
         ),
         ({"weights": {"nerr": 1.0}}, ValueError, "did you mean 'ner'"),
         ({"weights": {"ner": 0.0}}, ValueError, "must be above 0"),
+        ({"task_learning_rate": 0.0}, ValueError, "task_learning_rate must be above 0, got 0.0"),
         ({"learning_rate": torch.ones(1)}, TypeError, "plain data"),
     ],
 )

@@ -188,6 +188,7 @@ def test_interrupted_and_resumed_is_uninterrupted(batches, aggregate, tmp_path):
         "module": {
             "aggregation": "pcgrad" if batches == "all" else None,
             "task_adapters": {"size": 3, "kind": "houlsby", "dropout": 0.1, "aggregate": aggregate},
+            "task_learning_rate": 3e-2,
         },
         "data": {"batches": batches, "epoch_batches": 8},
     }
@@ -195,6 +196,33 @@ def test_interrupted_and_resumed_is_uninterrupted(batches, aggregate, tmp_path):
     for place in (3, 4):
         resumed, _ = fit(tmp_path, *NAMES, ckpt_path=tmp_path / f"{place}.ckpt", **how)
         assert equal(whole, resumed), place
+
+
+@AGGREGATE
+@pytest.mark.parametrize("decay", [0.5, 1.0])
+def test_what_is_a_tasks_own_has_its_own_rate(decay, aggregate, tmp_path):
+    optimizer = {"class_path": "torch.optim.SGD"}
+
+    def moved(rate: float, own: float | None) -> tuple[Any, Any]:
+        settings = {
+            "learning_rate": rate,
+            "task_learning_rate": own,
+            "task_adapters": {"size": 3, "aggregate": aggregate},
+            "optimizer": optimizer,
+            "layer_decay": decay,
+        }
+        how = {"max_steps": 1, "data": {"batches": "all"}}
+        module, _ = fit(tmp_path, *NAMES, module=settings, **how)
+        own_weights = [p for name in NAMES for p in module.task_parameters(name)]
+        return module.shared_parameters(), own_weights
+
+    both = moved(1e-2, 5e-2)
+    slow, fast = moved(1e-2, None), moved(5e-2, None)
+    pairs = [(both[0], slow[0])] if decay < 1 else [(both[0], slow[0]), (both[1], fast[1])]
+    for ours, expected in pairs:
+        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+    # Whatever the depth, an adapter has the whole of it.
+    assert any(not torch.equal(a, b) for a, b in zip(both[1], slow[1], strict=True))
 
 
 def test_a_checkpoint_loads_alone_and_each_task_is_exported_with_its_adapters(tmp_path):

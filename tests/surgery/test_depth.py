@@ -39,6 +39,19 @@ def test_a_layer_learns_slower_than_the_one_above() -> None:
     assert len(plain) == 2 and all("lr" not in group for group in plain)
 
 
+@pytest.mark.parametrize("decay", [0.5, 1.0])
+def test_some_parameters_have_rates_of_their_own(decay: float) -> None:
+    network = nn.Sequential(nn.Embedding(3, 2), nn.ModuleList([nn.Linear(2, 2)]), nn.Linear(2, 1))
+    own = {network[1][0].weight: 7.0, network[2].bias: 7.0, network[2].weight: 9.0}
+    groups = parameter_groups(network, 0.1, 1.0, decay, own)
+    found = {
+        p: (group.get("lr"), group["weight_decay"]) for group in groups for p in group["params"]
+    }
+    assert {p: found[p] for p in own} == dict(zip(own, [(7, 0.1), (7, 0.0), (9, 0.1)], strict=True))
+    rest = [found[p][0] for p in network.parameters() if p not in own]
+    assert rest == ([0.25, 0.5] if decay < 1 else [None, None])
+
+
 @pytest.mark.parametrize("decay", [0.0, 1.5, -1.0])
 def test_a_decay_outside_its_range_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match="layer_decay must lie in"):
