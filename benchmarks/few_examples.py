@@ -2,7 +2,8 @@
 
 MiniLM is fine-tuned on `--examples` of SUBJ, CR, TREC-6 or small fine foods, drawn by the seed, for
 as many steps each way, and tested on the whole test set (of CR what a fixed draw of 3,000 leaves),
-as it is and with typing errors in `--typos` of its words. Since all ways take as many steps of as
+as it is and with typing errors in `--typos` of its words; `--attacked` of its texts are attacked by
+words of like meaning and by misspelling. Since all ways take as many steps of as
 many rows, `plain` is also the row of the same examples repeated as often. `typos beside` learns
 the labels of the texts as they are, and to say the same of each with typing errors. `... of more`
 also see `--unlabelled` other training texts, in each step as many as labelled ones on average.
@@ -39,6 +40,7 @@ from measure import (
 from sequence_classification import rows_of, write_rows
 
 from lmkit import callbacks, tune_process
+from lmkit.attacks import CharacterAttack, WordAttack
 from lmkit.datamodules import SequenceClassificationDataModule
 from lmkit.modules import SequenceClassificationModule
 from lmkit.transforms import CharacterNoise, Protection, example_rng, transform_text
@@ -160,7 +162,22 @@ def learn(options: argparse.Namespace, way: str, seed: int) -> dict[str, float]:
             )
             said = trainer.test(module, noisy, verbose=False)[0]
             found[f"accuracy, typos {share}"] = float(said["test/accuracy"])
+        if options.attacked:
+            found |= attacked(module, random.Random(0).sample(test, options.attacked))
     return {**found, "cpu_s": round(clock.seconds, 1)}
+
+
+def attacked(module: Any, rows: list[tuple[str, str]]) -> dict[str, float]:
+    """Return the share of the texts that were right before and that attacks flip."""
+    texts, labels = [text for text, _ in rows], [label for _, label in rows]
+    attacks = {
+        "words": WordAttack(similarity=encoder_folder(), min_similarity=0.8),
+        "characters": CharacterAttack(max_changed=0.2),
+    }
+    return {
+        f"flipped, {name}": attack.run(module, texts, labels).success_rate
+        for name, attack in attacks.items()
+    }
 
 
 def over(scores: list[float], plain: list[float]) -> dict[str, Any]:
@@ -207,6 +224,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=500, help="with a label")
     parser.add_argument("--unlabelled", type=int, default=2000, help="of `... of more`")
     parser.add_argument("--typos", type=float, nargs="*", default=[], help="shares, to test on")
+    parser.add_argument("--attacked", type=int, default=0, help="test texts, by two attacks")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=125, help="of each run")
     parser.add_argument("--rows", type=int, default=16, help="texts to a step")
