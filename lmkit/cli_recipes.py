@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 __all__ = ["RECIPES", "find_recipe", "headline", "nearest", "recipes", "resolve_configs"]
 
@@ -84,11 +85,36 @@ def _check_yaml(path: Path) -> None:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _loader())
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ValueError(f"{path}, line {line}: this is no YAML: {error.problem}") from error
+        raise ValueError(f"{path}, line {line}: {_problem(error)}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold settings such as 'model:' and 'data:'")
+
+
+def _problem(error: Any) -> str:
+    import yaml
+
+    known = isinstance(error, yaml.constructor.ConstructorError)
+    return str(error.problem) if known else f"this is no YAML: {error.problem}"
+
+
+def _loader() -> Any:
+    """Make a loader that refuses a key twice, where YAML's own takes the last one."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                name = str(key.value)
+                if name in seen and name != "<<":
+                    problem = f"{name!r} stands twice here: give each its own name"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(name)
+            return super().construct_mapping(node, deep)
+
+    return Loader

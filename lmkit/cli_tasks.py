@@ -10,11 +10,14 @@ from typing import Any
 
 from .cli_callbacks import configs_of, parsed_value, with_config
 
-__all__ = ["place_task_options"]
+__all__ = ["keep_adapter_size", "place_task_options"]
 
 _OPTION = re.compile(
     r"--(?P<section>model|data)\.(?:init_args\.)?tasks\.(?P<task>[\w-]+)\.(?:init_args\.)?(?P<name>\w+)"
 )
+
+
+_ADAPTERS = ("--model.task_adapters", "--model.init_args.task_adapters")
 
 
 def place_task_options(words: Sequence[str]) -> list[str]:
@@ -65,6 +68,39 @@ def place_task_options(words: Sequence[str]) -> list[str]:
     for section, tasks in changed.items():
         rest = with_config(rest, {section: {"init_args": {"tasks": tasks}}})
     return rest
+
+
+def keep_adapter_size(words: Sequence[str]) -> list[str]:
+    """Let `--model.task_adapters.aggregate=true` leave the size that was given as a number alone.
+
+    The parser would put a dictionary of this word alone in the place of the number.
+
+    Args:
+        words: the command and its options.
+
+    Example:
+        >>> keep_adapter_size(["--model.task_adapters=8", "--model.task_adapters.aggregate=true"])
+        ['--model.task_adapters.size=8', '--model.task_adapters.aggregate=true']
+    """
+    within = tuple(f"{option}." for option in _ADAPTERS)
+    inner = [n for n, word in enumerate(words) if word.startswith(within)]
+    if not inner or any(".size" in words[n].partition("=")[0] for n in inner):
+        return list(words)
+    size: Any = None
+    for config in configs_of(words):
+        for key in ("model", "init_args", "task_adapters"):
+            config = config.get(key) if isinstance(config, dict) else None
+        size = size if config is None else config
+    before = [n for n in range(inner[0]) if words[n].partition("=")[0] in _ADAPTERS]
+    given: set[int] = set()
+    if before:
+        _, equals, value = words[before[-1]].partition("=")
+        size = parsed_value(value if equals else words[before[-1] + 1])
+        given = {before[-1]} if equals else {before[-1], before[-1] + 1}
+    if isinstance(size, bool) or not isinstance(size, int):
+        return list(words)
+    rest = [word for n, word in enumerate(words[: inner[0]]) if n not in given]
+    return [*rest, f"{_ADAPTERS[0]}.size={size}", *words[inner[0] :]]
 
 
 def _configured(section: str, words: Sequence[str]) -> dict[str, Any]:

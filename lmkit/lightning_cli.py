@@ -38,7 +38,7 @@ from .cli_checkpoint import (
 from .cli_config import SaveConfig
 from .cli_noise import quieten
 from .cli_parser import Parser, plain_error
-from .cli_tasks import place_task_options
+from .cli_tasks import keep_adapter_size, place_task_options
 from .launcher import available_cores
 from .modules.checkpoint_io import read_checkpoint
 from .modules.distillation_losses import DistillationLoss
@@ -274,7 +274,7 @@ def build(args: Sequence[str], name: str | None = None, tuned: bool = False) -> 
             if found.parent.name == "checkpoints" and option_of(words, folder) is None:
                 # The run may have been moved, or the config may be relative to another folder.
                 words.append(f"{folder}={found.parent.parent}")
-    words = place_task_options(place_callback_options(words))
+    words = keep_adapter_size(place_task_options(place_callback_options(words)))
     return LMCLI(words, None if name is None else f"runs/{name}", tuned)
 
 

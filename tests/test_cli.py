@@ -89,6 +89,7 @@ def test_a_wrong_word_is_answered_with_the_nearest(line, message, capsys):
     ("text", "message"),
     [
         ("a: 1\nb: [\n", "bad.yaml, line 3: this is no YAML"),
+        ("a:\n  ner: 1\n  qa: 2\n  ner: 3\n", "bad.yaml, line 4: 'ner' stands twice here"),
         ("- a\n", "bad.yaml must hold settings such as"),
         (b"\xff\xfe\xff", "bad.yaml is no YAML"),
     ],

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lmkit.cli_tasks import place_task_options
+from lmkit.cli_tasks import keep_adapter_size, place_task_options
 
 CONFIG = json.dumps(
     {
@@ -58,3 +58,30 @@ def test_what_is_about_no_task_stays_as_it_is():
 def test_wrong_options_are_refused(word, words):
     with pytest.raises(ValueError, match=words):
         place_task_options(["fit", "-c", CONFIG, word])
+
+
+WITH_SIZE = json.dumps({"model": {"init_args": {"task_adapters": 16}}})
+MIXED = "--model.task_adapters.aggregate=true"
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["-c", WITH_SIZE, MIXED], ["-c", WITH_SIZE, "--model.task_adapters.size=16", MIXED]),
+        (
+            ["-c", WITH_SIZE, "--model.task_adapters=8", MIXED],
+            ["-c", WITH_SIZE, "--model.task_adapters.size=8", MIXED],
+        ),
+        (["--model.task_adapters", "8", MIXED], ["--model.task_adapters.size=8", MIXED]),
+        (["--model.task_adapters=8"], ["--model.task_adapters=8"]),
+        ([MIXED, "--model.task_adapters=8"], [MIXED, "--model.task_adapters=8"]),
+        (['--model.task_adapters={"kind": "houlsby"}', MIXED],) * 2,
+        ([MIXED], [MIXED]),
+        (
+            ["-c", WITH_SIZE, MIXED, "--model.task_adapters.size=4"],
+            ["-c", WITH_SIZE, MIXED, "--model.task_adapters.size=4"],
+        ),
+    ],
+)
+def test_a_size_that_is_a_number_alone_stays_beside_other_words(words, kept):
+    assert keep_adapter_size(words) == kept

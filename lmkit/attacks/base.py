@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 from tqdm import tqdm
@@ -19,10 +19,13 @@ from .results import AttackReport
 from .search import IMPORTANCE, Importance, Limits, search
 from .together import SimilarityTo, run_together
 
-__all__ = ["Attack", "Encoder"]
+__all__ = ["LEAST", "Attack", "Encoder"]
 
 #: From texts to vectors of length 1, `[N, H]`.
 Encoder = Callable[[Sequence[str]], Tensor]
+
+#: The least similarity, where one is asked for and no other bound is given.
+LEAST: Final = 0.8
 
 
 class Attack(ABC):
@@ -51,6 +54,11 @@ class Attack(ABC):
             raise ValueError(f"max_changed must lie in (0, 1], got {max_changed}")
         if not -1.0 <= min_similarity <= 1.0:
             raise ValueError(f"min_similarity must lie in [-1, 1], got {min_similarity}")
+        if similarity is None and min_similarity != LEAST:
+            raise ValueError(
+                f"min_similarity={min_similarity} is the least of a similarity, and there is none: "
+                "give similarity, an encoder's folder or hub name, 'own', or a function"
+            )
         counts = {"batch_size": batch_size, "at_once": at_once, "query_budget": query_budget}
         for name, value in counts.items():
             if value is not None and value < 1:

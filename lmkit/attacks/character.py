@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from ..transforms import CharacterNoise, Protection, example_rng
-from .base import Attack, Encoder
+from .base import LEAST, Attack, Encoder
 from .search import Importance
 
 __all__ = ["CharacterAttack"]
@@ -65,7 +65,7 @@ class CharacterAttack(Attack):
         max_changed: float = 0.4,
         query_budget: int | None = None,
         similarity: str | Encoder | None = None,
-        min_similarity: float = 0.8,
+        min_similarity: float = LEAST,
         protection: Protection | None = None,
         seed: int = 0,
         batch_size: int | None = None,

@@ -192,8 +192,10 @@ class AttackReport:
             statuses: those that are wanted.
 
         Raises:
-            ValueError: there are none.
+            ValueError: there are none, or the file has another ending.
         """
+        if Path(path).suffix not in (".jsonl", ".json"):
+            raise ValueError(f"{path} must end in .jsonl: what is written are JSON lines")
         rows = self.rows(statuses)
         if not rows:
             raise ValueError(

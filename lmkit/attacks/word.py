@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ..transforms import Protection, SynonymReplacement, Transform
 from ..transforms.candidates import Candidates
 from ..transforms.stop_words import STOP_WORDS
-from .base import Attack, Encoder
+from .base import LEAST, Attack, Encoder
 from .search import Importance
 
 __all__ = ["HasCandidates", "WordAttack"]
@@ -92,7 +92,7 @@ class WordAttack(Attack):
         max_changed: float = 0.4,
         query_budget: int | None = None,
         similarity: str | Encoder | None = None,
-        min_similarity: float = 0.8,
+        min_similarity: float = LEAST,
         protection: Protection | None = None,
         stop_words: bool = True,
         seed: int = 0,

@@ -85,6 +85,7 @@ class UDACallback(ConsistencyCallback):
 
     word: ClassVar[str] = "uda"
     changes_embeddings: ClassVar[bool] = True
+    reads_views: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -112,8 +112,9 @@ def check_sampling(
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if batches == "all" and (sampling != "temperature" or weights or cap):
         raise ValueError(
-            "batches='all' has a batch of each task in every step, so that nothing is drawn: leave "
-            "sampling, cap and weights out; the module takes weights of the losses"
+            "batches='all' has a batch of each task in every step, so that nothing is drawn: "
+            f"it goes with sampling='temperature', the default, and got {sampling!r}, and without "
+            "cap and weights (null on the command line); the module takes weights of the losses"
         )
     if cap is not None and (cap < 1 or sampling not in _BY_SIZE):
         raise ValueError(
@@ -125,6 +126,8 @@ def check_sampling(
             f"weights are for sampling='weights', and that needs them: got sampling={sampling!r} "
             f"and weights={weights!r}"
         )
+    if weights is not None and (unknown := sorted(weights.keys() - set(names))):
+        raise ValueError(f"weights has {unknown[0]!r}, and the tasks are {', '.join(names)}")
     if weights is not None and (set(weights) != set(names) or min(weights.values()) <= 0):
         raise ValueError(
             f"weights must have a number above 0 for each of {', '.join(names)}; got {weights!r}"

@@ -86,7 +86,7 @@ def keep_arguments(module: LMModule) -> None:
 
     Raises:
         TypeError: one is not plain data.
-        ValueError: the schedule is unknown.
+        ValueError: the schedule is unknown, or the learning rate below 0.
     """
     frame = currentframe()
     assert frame is not None
@@ -101,6 +101,9 @@ def keep_arguments(module: LMModule) -> None:
                 f"{name} must be plain data (numbers, strings, lists, dictionaries), so that a "
                 f"checkpoint can hold it; got {value!r}"
             ) from error
+    rate = module.hparams.get("learning_rate")
+    if isinstance(rate, int | float) and rate < 0:
+        raise ValueError(f"learning_rate must be at least 0, got {rate}")
     schedule = module.hparams.get("schedule", "constant")
     if schedule not in SCHEDULES:
         near = difflib.get_close_matches(str(schedule), SCHEDULES, n=1)
@@ -146,6 +149,14 @@ def check_data(module: LMModule, datamodule: Any, stage: str) -> None:
             f"{unlabelled:,} training examples have no label (unlabelled_file), and "
             f"{type(module).__name__} learns nothing from them: they only take time. Leave "
             "unlabelled_file out, or train by a technique that uses it, such as distillation"
+        )
+    views = getattr(getattr(datamodule, "augmentation", None), "view", False)
+    callbacks: list[Any] = module.trainer.callbacks  # type: ignore[attr-defined]
+    if is_trained and views and not any(getattr(c, "reads_views", False) for c in callbacks):
+        rank_zero_warn(
+            "the data make another view of each example (transform_options: view), and nothing "
+            "reads it: add UDACallback, or leave view out, so that the examples themselves are "
+            "changed"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import sys
 from collections.abc import Mapping
@@ -64,7 +65,7 @@ def student_from_spec(spec: Mapping[str, Any]) -> LMModule:
     Raises:
         ValueError: there is no such module, or it is no task module.
     """
-    cls = task_class(str(spec["class_path"]), "the student")
+    cls = task_class(str(spec["class_path"]), "the student's")
     made: LMModule = cls(**dict(spec["init_args"]))
     if made.task_module is not made:
         raise ValueError(f"the student must be a task module itself, got a {cls.__name__}")
@@ -76,7 +77,7 @@ def task_class(path: str, owner: str) -> type[LMModule]:
 
     Args:
         path: its `class_path`.
-        owner: whose it is, for messages.
+        owner: whose it is, as messages begin.
 
     Raises:
         ValueError: there is no such module, or it is no task module.
@@ -86,9 +87,10 @@ def task_class(path: str, owner: str) -> type[LMModule]:
     home = sys.modules.get(_PACKAGE if not module or module.startswith("lmkit.") else module)
     cls = getattr(home, name, None)
     if not (isinstance(cls, type) and issubclass(cls, LMModule)) or cls is LMModule:
+        near = difflib.get_close_matches(name, getattr(home, "__all__", []), n=1)
         raise ValueError(
-            f"{owner}'s class_path {path!r} names no task module of lmkit.modules, nor one "
-            "that is imported"
+            f"{owner} class_path {path!r} names no task module of lmkit.modules, nor one that is "
+            f"imported{f'; did you mean {near[0]!r}?' if near else ''}"
         )
     return cls
 

@@ -78,8 +78,11 @@ class TaskBalance(OwnCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Once all tasks had a turn, warn of a regression that drowns the others."""
+        """Log the weights; once all tasks had a turn, warn of a regression that drowns others."""
         module = cast("MultiTaskModule", pl_module)
+        if module.weighting is not None and module.weighting.latest:
+            latest = module.weighting.latest.items()
+            module.log_dict({f"train/{n}/weight": weight for n, weight in latest}, batch_size=1)
         if not self._compared and len(module.last_losses) == len(module.tasks):
             self._compared = True
             _warn_of_large_values(module)

@@ -33,6 +33,11 @@ def make_tasks(
         TypeError: that is no plain data.
         ValueError: there is no such task module, or no such argument; or it is one of the whole.
     """
+    if not isinstance(specs, Mapping):
+        raise TypeError(
+            "tasks must be a dictionary from the name of each to its class_path and init_args, "
+            f"got {specs!r}"
+        )
     check_task_names(specs)
     made = {}
     for name, spec in specs.items():
@@ -67,8 +72,11 @@ def check_rate(rate: float | None) -> None:
     """Check the learning rate of what is a task's own.
 
     Raises:
+        TypeError: it is no number.
         ValueError: it is not above 0.
     """
+    if isinstance(rate, bool) or not isinstance(rate, int | float | None):
+        raise TypeError(f"task_learning_rate must be a number, got {rate!r}")
     if rate is not None and not 0 < rate < float("inf"):
         raise ValueError(
             f"task_learning_rate must be above 0, got {rate}; leave it out for that of the encoder"
@@ -79,8 +87,11 @@ def check_weights(weights: Mapping[str, float] | None, names: list[str]) -> dict
     """Return the weight of each task's loss, 1 where none is given.
 
     Raises:
+        TypeError: they are no dictionary.
         ValueError: a task is unknown, or a weight not above 0.
     """
+    if weights is not None and not isinstance(weights, Mapping):
+        raise TypeError(f"weights must be a dictionary from tasks to numbers, got {weights!r}")
     given = dict(weights or {})
     for name, weight in given.items():
         if name not in names:
@@ -101,7 +112,7 @@ def _make(name: str, spec: Any, model: str | dict[str, Any], shared: Mapping[str
             f"task {name!r} must be a dictionary with the class_path and init_args of a task "
             f"module, such as SequenceClassificationModule; got {spec!r}"
         )
-    cls = task_class(str(spec["class_path"]), f"the task {name!r}")
+    cls = task_class(str(spec["class_path"]), "its")
     given, known = dict(spec.get("init_args") or {}), inspect.signature(cls).parameters
     if "model" not in known or "tasks" in known:
         raise ValueError(f"a {cls.__name__} cannot be one task of several")

@@ -42,6 +42,8 @@ class LossWeighting(nn.Module):
         super().__init__()
         self.tasks = tuple(tasks)
         self.key = 0
+        #: The weight of each task in the last training step that it was in, scalars.
+        self.latest: dict[str, Tensor] = {}
         self._module: list[LightningModule] = []  # in a list, so that it is no submodule
         self.register_buffer("window", torch.zeros(2, len(self.tasks)), self.needs_losses)
 
@@ -86,6 +88,9 @@ class LossWeighting(nn.Module):
         means = each.detach().clone()
         if self.needs_losses:
             means = self._remember(means, chosen).clamp(min=LEAST)
+        if self.training and torch.is_grad_enabled():
+            now = self.weights(means, chosen).detach().clone()
+            self.latest |= dict(zip(losses, now, strict=True))
         return self.combine(each, means, chosen)
 
     def _remember(self, losses: Tensor, chosen: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .arguments import check_rate
 from .base import Transform
 from .combine import OneOf
 from .random_words import RandomDeletion, RandomSwap
@@ -47,6 +48,9 @@ class EDA(OneOf):
         senses: int = 2,
         rare: bool = False,
     ) -> None:
+        rates = {"replacement": replacement, "insertion": insertion, "swap": swap}
+        for name, value in {**rates, "deletion": deletion}.items():
+            check_rate(name, value)
         self.replacement, self.insertion = replacement, insertion
         self.swap, self.deletion = swap, deletion
         self.source, self.senses, self.rare = source, senses, rare

@@ -226,6 +226,8 @@ def test_without_an_attack_there_is_no_rate() -> None:
     made.table()
     with pytest.raises(ValueError, match="nothing to write: of 1 attacks none is succeeded"):
         made.write("none.jsonl")
+    with pytest.raises(ValueError, match=r"none.csv must end in .jsonl"):
+        made.write("none.csv")
 
 
 def test_what_is_written_can_be_trained_on(tmp_path: Path) -> None:

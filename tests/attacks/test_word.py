@@ -276,6 +276,7 @@ def test_what_is_no_option_is_refused() -> None:
         ({"importance": "gradient"}, "importance must be one of deletion, masking"),
         ({"max_changed": 0.0}, "max_changed must lie in"),
         ({"min_similarity": 2.0}, "min_similarity must lie in"),
+        ({"min_similarity": 0.9}, "min_similarity=0.9 is the least of a similarity, and there is"),
         ({"query_budget": 0}, "query_budget must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"at_once": 0}, "at_once must be at least 1"),

@@ -64,6 +64,10 @@ def test_a_window_is_of_one_task_and_steps_are_the_same_whatever_its_length(samp
         ({"cap": 5, "sampling": "uniform"}, "cap is a size"),
         ({"sampling": "weights"}, "needs them"),
         ({"weights": {"a": 1.0, "b": 1.0}}, "needs them"),
+        (
+            {"sampling": "weights", "weights": {"a": 1.0, "c": 1.0}},
+            "has 'c', and the tasks are a, b",
+        ),
         ({"sampling": "weights", "weights": {"a": 1.0}}, "above 0 for each of a, b"),
         ({"sampling": "weights", "weights": {"a": 1.0, "b": 0.0}}, "above 0 for each of a, b"),
     ],

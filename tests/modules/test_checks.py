@@ -6,8 +6,10 @@ import re
 import warnings
 from pathlib import Path
 
+import pytest
 from lightning.pytorch import LightningDataModule
 
+from lmkit.callbacks import UDACallback
 from lmkit.modules import LMModule
 from tests import task_files
 from tests.cases import CASES, make_trainer
@@ -46,3 +48,16 @@ def test_a_module_that_uses_rows_without_a_label_and_an_evaluation_say_nothing(
         inside.setup("fit")
         module.uses_unlabelled = False
         make_trainer().validate(module, data, verbose=False)
+
+
+@pytest.mark.parametrize("reader", [False, True])
+def test_views_that_nothing_reads_are_warned_of(reader: bool, tmp_path: Path) -> None:
+    how = {"transforms": ["RandomSwap"], "transform_options": {"view": True}}
+    module, data = CASE.make_module(), CASE.make_data(tmp_path, **how)
+    callbacks = [UDACallback()] if reader else []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = make_trainer(*callbacks, max_steps=1)
+        trainer.fit(module, data)
+        trainer.validate(module, data, verbose=False)
+    assert sum("another view of each example" in str(w.message) for w in caught) == (not reader)

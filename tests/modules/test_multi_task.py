@@ -387,6 +387,15 @@ def test_a_technique_that_needs_one_task_says_so_of_a_batch_of_all(tmp_path):
 
 
 @pytest.mark.parametrize("batches", ["one", "all"])
+def test_embeddings_are_moved_for_the_tasks_of_a_batch_together(batches, tmp_path):
+    how = {"data": {"batches": batches}, "max_steps": 2}
+    plain, _ = fit(tmp_path, "ner", "topic", **how)
+    still, _ = fit(tmp_path, "ner", "topic", callbacks=[FGMCallback(epsilon=0)], **how)
+    moved, _ = fit(tmp_path, "ner", "topic", callbacks=[FGMCallback(epsilon=0.5)], **how)
+    assert equal(plain, still) and not equal(plain, moved)
+
+
+@pytest.mark.parametrize("batches", ["one", "all"])
 def test_a_loss_that_is_no_number_names_its_task(batches, tmp_path):
     class Break(Callback):
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -429,6 +438,11 @@ def test_a_test_has_the_tables_of_all_tasks_and_prediction_is_of_one(tmp_path):
         ({"tasks": {"ner": {"class": "x"}}}, TypeError, "task 'ner' must be a dictionary"),
         ({"tasks": {"ner": {"class_path": "NERModule"}}}, ValueError, "names no task module"),
         (
+            {"tasks": {"ner": {"class_path": "TokenClasificationModule"}}},
+            ValueError,
+            "'ner': its class_path .* did you mean 'TokenClassificationModule'",
+        ),
+        (
             {"tasks": {"a": {"class_path": "lmkit.modules.DistillationModule"}}},
             ValueError,
             "a DistillationModule cannot be one task of several",
@@ -448,6 +462,10 @@ def test_a_test_has_the_tables_of_all_tasks_and_prediction_is_of_one(tmp_path):
             ValueError,
             "all tasks share one encoder",
         ),
+        ({"tasks": ["ner"]}, TypeError, "tasks must be a dictionary"),
+        ({"weights": [1.0]}, TypeError, "weights must be a dictionary"),
+        ({"task_learning_rate": "1e-3"}, TypeError, "task_learning_rate must be a number"),
+        ({"learning_rate": -1.0}, ValueError, "learning_rate must be at least 0, got -1.0"),
         ({"weights": {"nerr": 1.0}}, ValueError, "did you mean 'ner'"),
         ({"weights": {"ner": 0.0}}, ValueError, "must be above 0"),
         ({"task_learning_rate": 0.0}, ValueError, "task_learning_rate must be above 0, got 0.0"),

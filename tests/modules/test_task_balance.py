@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger
 
 from lmkit.callbacks import FGMCallback, RDropCallback
 from lmkit.callbacks.gradient_conflict import GradientConflictCallback
@@ -221,6 +223,27 @@ def test_interrupted_and_resumed_is_uninterrupted(balance: Any, tmp_path: Path) 
     loaded = MultiTaskModule.load_from_checkpoint(tmp_path / "4.ckpt")
     assert (loaded.aggregation is None) == ("aggregation" not in balance)
     assert (loaded.weighting is None) == ("weighting" not in balance)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "batches"),
+    [(name, "all") for name in ("random", "dwa", "famo", "gradnorm")]
+    + [(name, "one") for name in ("random", "dwa")],
+)
+def test_the_logged_weights_are_those_of_the_loss(
+    weighting: str, batches: str, tmp_path: Path
+) -> None:
+    logger = CSVLogger(tmp_path, name="", version="log")
+    how = {"logger": logger, "log_every_n_steps": 1}
+    fit(tmp_path, module={"weighting": weighting}, batches=batches, **how)
+    logger.save()
+    text = (tmp_path / "log" / "metrics.csv").read_text()
+    rows = [row for row in csv.DictReader(text.splitlines()) if row["train/loss"]]
+    assert len(rows) == 6
+    for row in rows if batches == "all" else ():
+        parts = [float(row[f"train/{n}/weight"]) * float(row[f"train/{n}/loss"]) for n in NAMES]
+        assert sum(parts) == pytest.approx(float(row["train/loss"]), rel=1e-4)
+    assert all(rows[-1][f"train/{name}/weight"] for name in NAMES)
 
 
 def test_uncertainty_is_told_of_regressions_and_learns(tmp_path: Path) -> None:

@@ -134,7 +134,8 @@ def test_stop_words_and_capitals(tmp_path):
         (lambda: RandomDeletion(True), "rate must be a number"),
         (lambda: SynonymReplacement(2), "alpha must lie in"),
         (lambda: SynonymReplacement(senses=0), "senses must be a whole number, at least 1, got 0"),
-        (lambda: EDA(swap="x"), "alpha must be a number"),
+        (lambda: EDA(swap="x"), "swap must be a number"),
+        (lambda: EDA(deletion=-1), "deletion must lie in"),
     ],
 )
 def test_bad_arguments(make, message):
