@@ -89,17 +89,19 @@ def mistyped(rows: list[tuple[str, str]], share: float) -> list[tuple[str, str]]
     ]
 
 
-def settings_of(way: str, few: list[tuple[str, str]], more: list[str]) -> dict[str, Any]:
+def settings_of(
+    way: str, few: list[tuple[str, str]], more: list[str], rate: float
+) -> dict[str, Any]:
     """Return the options of the data that a way has: transforms, and whether as another view."""
     if way.startswith("substitution of"):
         texts = [text for text, _ in few] + more
         counts: dict[str, int] = {}
         for word in " ".join(texts).split():
             counts[word] = counts.get(word, 0) + 1
-        drawn = {"class_path": "RandomSubstitution", "init_args": {"source": counts, "rate": 0.3}}
+        drawn = {"class_path": "RandomSubstitution", "init_args": {"source": counts, "rate": rate}}
         return {"transforms": [drawn], "transform_options": {"view": True}}
     if way.startswith("synonyms of"):
-        drawn = {"class_path": "SynonymReplacement", "init_args": {"alpha": 0.3}}
+        drawn = {"class_path": "SynonymReplacement", "init_args": {"alpha": rate}}
         return {"transforms": [drawn], "transform_options": {"view": True}}
     if way == BESIDE:
         noise = {"class_path": "CharacterNoise", "init_args": {"rate": 0.4}}
@@ -108,10 +110,11 @@ def settings_of(way: str, few: list[tuple[str, str]], more: list[str]) -> dict[s
     return {"transforms": [each for name in names for each in TRANSFORMS[name]]} if names else {}
 
 
-def callbacks_of(way: str) -> list[Any]:
-    """Return the callbacks of a way."""
+def callbacks_of(way: str, options: dict[str, Any]) -> list[Any]:
+    """Return the callbacks of a way; the options are those of what compares two views."""
     if way.endswith(" of more") or way == BESIDE:
-        return [callbacks.VATCallback() if way.startswith("vat") else callbacks.UDACallback()]
+        kind = callbacks.VATCallback if way.startswith("vat") else callbacks.UDACallback
+        return [kind(**options)]
     return [made for name in way.split("+") if name in LOSSES for made in LOSSES[name]()]
 
 
@@ -124,7 +127,7 @@ def learn(options: argparse.Namespace, way: str, seed: int) -> dict[str, float]:
     rest = [train[number][0] for number in order[options.examples :]][: options.unlabelled]
     with tempfile.TemporaryDirectory() as name:
         folder, unlabelled = Path(name), None
-        kept = settings_of(way, few, rest)
+        kept = settings_of(way, few, rest, options.rate)
         if way.endswith(" of more"):
             # Rows of the labelled ones again, so that each batch has some.
             few = few * max(1, len(rest) // len(few))
@@ -152,7 +155,7 @@ def learn(options: argparse.Namespace, way: str, seed: int) -> dict[str, float]:
             encoder_folder(), learning_rate=options.learning_rate, warmup=WARMUP
         )
         clock = Clock()
-        parts = clock.of_lightning(), *callbacks_of(way)
+        parts = clock.of_lightning(), *callbacks_of(way, options.options)
         trainer = quiet_trainer(*parts, max_steps=options.steps, default_root_dir=name)
         trainer.fit(module, data)
         found = {"accuracy": float(trainer.test(module, data, verbose=False)[0]["test/accuracy"])}
@@ -223,6 +226,10 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", type=way_of, default=["plain", *TRANSFORMS])
     parser.add_argument("--examples", type=int, default=500, help="with a label")
     parser.add_argument("--unlabelled", type=int, default=2000, help="of `... of more`")
+    parser.add_argument("--rate", type=float, default=0.3, help="of words, for `... of more`")
+    parser.add_argument(
+        "--options", type=json.loads, default={}, help="of VAT or UDA, as JSON, for `... of more`"
+    )
     parser.add_argument("--typos", type=float, nargs="*", default=[], help="shares, to test on")
     parser.add_argument("--attacked", type=int, default=0, help="test texts, by two attacks")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
