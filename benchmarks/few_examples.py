@@ -3,12 +3,12 @@
 MiniLM is fine-tuned on `--examples` of SUBJ, CR, TREC-6 or small fine foods, drawn by the seed, for
 as many steps each way, and tested on the whole test set (of CR what a fixed draw of 3,000 leaves),
 as it is and with typing errors in `--typos` of its words; `--attacked` of its texts are attacked by
-words of like meaning and by misspelling. Since all ways take as many steps of as
-many rows, `plain` is also the row of the same examples repeated as often. `typos beside` learns
-the labels of the texts as they are, and to say the same of each with typing errors. `... of more`
-also see `--unlabelled` other training texts, in each step as many as labelled ones on average.
-`+` is between parts that are given together. Differences are of runs with one seed; their interval
-is of 10,000 draws of the seeds with replacement (paired bootstrap).
+words of like meaning and by misspelling. Since all ways take as many steps of as many rows, `plain`
+is also the row of the same examples repeated as often. `typos beside` learns the labels of the
+texts as they are, and to say the same of each with typing errors. `... of more` also see
+`--unlabelled` other training texts, in each step as many as labelled ones on average. `+` is
+between parts that are given together. Differences are of runs with one seed; their interval is of
+10,000 draws of the seeds with replacement (paired bootstrap).
 
     python benchmarks/few_examples.py --task cr --ways plain r_drop eda --json few_examples.json
     python benchmarks/few_examples.py --task trec --examples 100 --ways plain "uda of more"
@@ -174,7 +174,7 @@ def attacked(module: Any, rows: list[tuple[str, str]]) -> dict[str, float]:
     """Return the share of the texts that were right before and that attacks flip."""
     texts, labels = [text for text, _ in rows], [label for _, label in rows]
     attacks = {
-        "words": WordAttack(similarity=encoder_folder(), min_similarity=0.8),
+        "words": WordAttack(similarity=encoder_folder()),
         "characters": CharacterAttack(max_changed=0.2),
     }
     return {

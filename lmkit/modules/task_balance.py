@@ -80,7 +80,7 @@ class TaskBalance(OwnCallback):
     ) -> None:
         """Log the weights; once all tasks had a turn, warn of a regression that drowns others."""
         module = cast("MultiTaskModule", pl_module)
-        if module.weighting is not None and module.weighting.latest:
+        if module.weighting is not None and trainer._logger_connector.should_update_logs:
             latest = module.weighting.latest.items()
             module.log_dict({f"train/{n}/weight": weight for n, weight in latest}, batch_size=1)
         if not self._compared and len(module.last_losses) == len(module.tasks):
