@@ -30,6 +30,7 @@ from .loading import load
 from .modules import LMModule
 from .modules.history import NOTE, history_of
 from .modules.network import usable_positions
+from .modules.network_inputs import knows_types
 from .modules.onnx_network import OnnxNetwork
 from .onnx_file import require_onnx, write_int8, write_onnx
 from .surgery.plain_config import unsaid
@@ -279,6 +280,9 @@ def _write_tokenizer(module: LMModule, folder: Path, target: Path) -> None:
     if longest is not None and tokenizer.model_max_length > longest:
         # So that `truncation=True` cuts a text to what the network has positions for.
         tokenizer.model_max_length = longest
+    if knows_types(module.network) and "token_type_ids" not in tokenizer.model_input_names:
+        # Without them transformers takes both texts of a pair for the first.
+        tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
     tokenizer.save_pretrained(folder)
 
 

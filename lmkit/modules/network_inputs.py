@@ -14,6 +14,9 @@ from .attention import NAME
 
 __all__ = ["check_packing", "knows_types", "network_inputs"]
 
+# They tell texts apart, and their configurations do not say how many.
+_TWO_TYPES = "funnel", "xlnet"
+
 
 def network_inputs(
     network: PreTrainedModel, batch: Batch, *, causal: bool = False
@@ -130,8 +133,13 @@ def _window(network: PreTrainedModel) -> int:
 
 
 def knows_types(network: PreTrainedModel) -> bool:
-    """Whether a network tells the two texts of a pair apart; some take the types and know one."""
-    known = getattr(network.config, "type_vocab_size", 2) or 0
+    """Whether a network tells the two texts of a pair apart by `token_type_ids`.
+
+    Some take them and know one type. Others mean something else: GPT-2 and its kin look them up
+    among the words, Gemma tells images by them.
+    """
+    counted = 2 if network.config.model_type in _TWO_TYPES else 0
+    known = getattr(network.config, "type_vocab_size", counted) or 0
     return known > 1 and "token_type_ids" in inspect.signature(network.forward).parameters
 
 

@@ -22,6 +22,7 @@ def sorted_batches(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     batch_size: int,
+    pairs: Sequence[str] | None = None,
 ) -> Iterator[tuple[list[int], Batch]]:
     """Encode texts, and yield them in batches of like length, the longest first.
 
@@ -30,6 +31,7 @@ def sorted_batches(
         tokenizer: its tokenizer.
         texts: any number.
         batch_size: of texts.
+        pairs: the second text of each, for a network of pairs.
 
     Yields:
         The places of the texts in `texts`, and `input_ids` and `attention_mask`, int64 `[B, L]`,
@@ -49,7 +51,14 @@ def sorted_batches(
         return
     require_pad_token(tokenizer, give=True)
     longest = min(usable_positions(network) or 512, tokenizer.model_max_length)
-    encoded = tokenizer(list(texts), truncation=True, max_length=longest)
+    second = None if pairs is None else list(pairs)
+    encoded = tokenizer(
+        list(texts),
+        second,
+        truncation=True,
+        max_length=longest,
+        return_token_type_ids=second is not None,
+    )
     lengths = [len(ids) for ids in encoded["input_ids"]]
     order = sorted(range(len(texts)), key=lambda place: -lengths[place])
     for first in range(0, len(order), batch_size):

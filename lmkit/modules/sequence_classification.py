@@ -274,6 +274,7 @@ class SequenceClassificationModule(LMModule):
                 max_length=longest,
                 padding=True,
                 padding_side="right",  # as in training, whatever the tokenizer's own
+                return_token_type_ids=pairs is not None,
                 return_tensors="pt",
             )
             read += self._read({name: ids.to(self.device) for name, ids in encoded.items()})

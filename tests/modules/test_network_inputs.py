@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModel
 
 from lmkit.modules import CausalLMModule, LMModule, MaskedLMModule
-from lmkit.modules.network_inputs import check_packing, network_inputs
+from lmkit.modules.network_inputs import check_packing, knows_types, network_inputs
 from lmkit.types import Batch
 from tests import tiny
 from tests.modules.language_model import make
@@ -127,3 +128,32 @@ def test_rows_of_one_text_need_no_mask_of_four_dimensions() -> None:
     module = make(MaskedLMModule, tiny.MASKED["bert"])
     inputs = network_inputs(module.network, alone(texts(), False))
     assert set(inputs) == {"input_ids", "attention_mask"} and inputs["attention_mask"].dim() == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "knows"),
+    [
+        (tiny.MASKED["bert"], True),
+        ({**tiny.MASKED["bert"], "type_vocab_size": 1}, False),
+        (tiny.MASKED["roberta"], True),
+        (tiny.MASKED["distilbert"], False),
+        (tiny.CAUSAL["gpt2"], False),
+        ({"model_type": "xlnet", "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}, True),
+    ],
+    ids=["bert", "of one type", "roberta", "distilbert", "gpt2", "xlnet"],
+)
+def test_types_are_for_those_that_tell_texts_apart_by_them(
+    config: dict[str, object], knows: bool
+) -> None:
+    settings = {**config, "vocab_size": 99}
+    network = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+    assert knows_types(network) == knows
+    ids = torch.tensor([[5, 6, 7, 8]])
+    mask, types = torch.ones_like(ids), torch.tensor([[0, 0, 1, 1]])
+    batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    network.eval()
+    states = [
+        network(**network_inputs(network, {**batch, "token_type_ids": each}))[0]
+        for each in (types, torch.zeros_like(types))
+    ]
+    assert torch.equal(*states) != knows

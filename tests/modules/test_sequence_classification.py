@@ -1,6 +1,7 @@
 """Classification and regression of texts: losses, learning, predictions, exports."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,6 +120,33 @@ def test_every_architecture_takes_pairs(fitted, model, task):
     module, _, scores = fitted(model, task=task, pair=True)
     assert torch.tensor(scores["val/loss"]).isfinite()
     assert isinstance(module("a fox", "a dog"), dict)
+
+
+@pytest.mark.parametrize("model", EVERY)
+def test_raw_pairs_are_read_as_the_data_are(make, model, tmp_path):
+    module, data = make(model, pair=True, data={"max_length": 64})  # as many positions
+    data.prepare_data()
+    data.setup("fit")
+    module.configure_model()
+    module.tokenizer = data.tokenizer
+    with torch.no_grad():
+        for parameter in module.network.parameters():
+            parameter.mul_(3)
+    batch = next(iter(data.val_dataloader()))
+    assert ("token_type_ids" in batch) >= (model == "bert")
+    with torch.no_grad():
+        expected = module.eval().step(batch).logits.softmax(-1)
+    rows = [json.loads(line) for line in Path(data.hparams["val_file"]).read_text().splitlines()]
+    said = module([row["text"] for row in rows], [row["text_pair"] for row in rows])
+    for index, probabilities in zip(batch["index"].tolist(), expected, strict=True):
+        if index >= 0:
+            told = [*said[index]["probabilities"].values()]
+            assert told == pytest.approx(probabilities.tolist(), abs=1e-5)
+    export(module, tmp_path / "out")
+    pipe = transformers.pipeline("text-classification", str(tmp_path / "out"), device="cpu")
+    for row, mine in zip(rows[:4], said, strict=False):
+        theirs = pipe({"text": row["text"], "text_pair": row["text_pair"]}, truncation=True)
+        assert theirs["score"] == pytest.approx(mine["score"], abs=1e-5)
 
 
 @pytest.mark.parametrize("model", EVERY)
