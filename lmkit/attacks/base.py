@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from torch import Tensor
 from tqdm import tqdm
@@ -17,7 +17,7 @@ from ..transforms import Protection
 from .predictors import Predictor
 from .results import AttackReport
 from .search import IMPORTANCE, Importance, Limits, search
-from .together import SimilarityTo, run_together
+from .together import Asked, SimilarityTo, run_together
 
 __all__ = ["LEAST", "Attack", "Encoder"]
 
@@ -97,9 +97,14 @@ class Attack(ABC):
         }
 
     def run(
-        self, predictor: Any, texts: Sequence[str], labels: Sequence[int | str]
+        self,
+        predictor: Any,
+        texts: Sequence[str],
+        labels: Sequence[int | str],
+        pairs: Sequence[str] | None = None,
+        changed: Literal["first", "second"] = "second",
     ) -> AttackReport:
-        """Attack texts.
+        """Attack texts, or one text of each pair.
 
         What is found for a text depends on it, its number and the options alone: not on the other
         texts, and on the sizes of batches only as far as the network's rounding does.
@@ -107,23 +112,29 @@ class Attack(ABC):
         Args:
             predictor: a `SequenceClassificationModule` with one label per text, the path of what
                 `lmkit.load` makes such a one of, or a function from a list of texts to
-                probabilities `[N, C]`.
+                probabilities `[N, C]`; of pairs it is given two lists.
             texts: that are attacked.
             labels: the class of each, by number, or of a module also by name.
+            pairs: the second text of each, for a classifier of pairs.
+            changed: which text of a pair words are replaced in; the other stays. What is said of
+                words, their share and similarity is of that text alone.
 
         Raises:
             TypeError: the predictor is none of these, or a text is no string.
-            ValueError: there are no texts, or not as many labels; a label is no class; the module
+            ValueError: there are no texts, or not as many labels or second texts; `changed` is
+                neither of both, or given without pairs; a label is no class; the module
                 has several labels per text, is a regression, or has no tokenizer; a function
                 returns no probabilities; similarity is the module's own and there is none.
         """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise TypeError("texts must be a list of strings")
+        for name, given in (("texts", texts), ("pairs", pairs or [])):
+            if isinstance(given, str) or not all(isinstance(text, str) for text in given):
+                raise TypeError(f"{name} must be a list of strings")
         if not texts or len(texts) != len(labels):
             raise ValueError(
                 f"an attack takes texts and one label for each, got {len(texts)} texts and "
                 f"{len(labels)} labels"
             )
+        searched, reads = _parts(texts, pairs, changed)
         begin = time.perf_counter()
         asked = Predictor(predictor, self.batch_size)
         numbers = asked.numbers(labels)
@@ -137,12 +148,14 @@ class Attack(ABC):
             seed=self.seed,
         )
         begun = partial(search, limits=limits, candidates=self.candidates_of, protect=self.protect)
-        searches = (begun(t, n, i) for i, (t, n) in enumerate(zip(texts, numbers, strict=True)))
+        rows = enumerate(zip(searched, numbers, reads, strict=True))
+        searches = (begun(text, label, index, read=read) for index, (text, label, read) in rows)
         similarity = None if encoder is None else SimilarityTo(encoder)
         with tqdm(total=len(texts), desc="attacking", unit=" texts", disable=None) as bar:
             results = run_together(searches, asked, similarity, self.at_once, bar.update)
         seconds = time.perf_counter() - begin
-        return AttackReport(results, asked.label_names, self.settings, asked.texts_read, seconds)
+        kept = self.settings if pairs is None else {**self.settings, "changed": changed}
+        return AttackReport(results, asked.label_names, kept, asked.texts_read, seconds)
 
     def _encoder(self, asked: Predictor) -> Encoder | None:
         if self.similarity is None or callable(self.similarity):
@@ -162,3 +175,28 @@ class Attack(ABC):
             )
         tokenizer = require_tokenizer(asked.module)
         return SentenceVectors(network.base_model, tokenizer, asked.batch_size)
+
+
+def _parts(
+    texts: Sequence[str], pairs: Sequence[str] | None, changed: str
+) -> tuple[Sequence[str], list[Callable[[str], Asked]]]:
+    """Return the texts that are searched, and for each what makes of it what is read."""
+    if changed not in ("first", "second"):
+        raise ValueError(f"changed must be 'first' or 'second', got {changed!r}")
+    if pairs is None:
+        if changed == "first":
+            raise ValueError("changed='first' is of pairs, and there are none: give pairs")
+        return texts, [str] * len(texts)
+    if len(pairs) != len(texts):
+        raise ValueError(f"got {len(texts)} texts and {len(pairs)} second texts")
+    if changed == "first":
+        return texts, [partial(_before, second) for second in pairs]
+    return pairs, [partial(_behind, first) for first in texts]
+
+
+def _before(second: str, text: str) -> Asked:
+    return text, second
+
+
+def _behind(first: str, text: str) -> Asked:
+    return first, text

@@ -17,6 +17,7 @@ from ..modules.generation import evaluating
 from ..modules.network_inputs import network_inputs
 from ..modules.sentence_vectors import sorted_batches
 from ..modules.word_predictions import label_list
+from .together import Asked
 
 __all__ = ["Predictor", "Rows"]
 
@@ -35,7 +36,7 @@ class Predictor:
     Args:
         given: a `SequenceClassificationModule` with one label per text, the path of what
             `lmkit.load` makes such a one of, or a function from a list of texts to probabilities
-            `[N, C]`.
+            `[N, C]`; of pairs it gets two lists.
         batch_size: of texts; by default 16 on a processor, 256 on an accelerator, 64 of a function.
 
     Attributes:
@@ -61,7 +62,7 @@ class Predictor:
         self.module: SequenceClassificationModule | None = None
         self.label_names: list[str] | None = None
         self.unknown, self.texts_read = "[UNK]", 0
-        self._known = dict[str, Rows]()
+        self._known = dict[Asked, Rows]()
         self._largest = 0
         usual = _OF_FUNCTION
         if isinstance(given, SequenceClassificationModule):
@@ -73,7 +74,7 @@ class Predictor:
                 f"probabilities, got a {type(given).__name__}"
             )
         elif callable(given):
-            self._function: Callable[[list[str]], Any] = given
+            self._function: Callable[..., Any] = given
         else:
             raise TypeError(
                 "predictor must be a SequenceClassificationModule, the path of one, or a function "
@@ -81,8 +82,8 @@ class Predictor:
             )
         self.batch_size = batch_size or usual
 
-    def __call__(self, texts: Sequence[str]) -> Rows:
-        """Return the probabilities of texts, at least one.
+    def __call__(self, texts: Sequence[Asked]) -> Rows:
+        """Return the probabilities of texts, or of pairs of texts, at least one.
 
         Raises:
             ValueError: what a function returns are no probabilities, or not one row for each text.
@@ -141,12 +142,13 @@ class Predictor:
         self.module, self.label_names = module, label_list(module.network.config)
         self.unknown = tokenizer.unk_token or tokenizer.mask_token or self.unknown
 
-    def _of_function(self, texts: list[str]) -> Rows:
-        order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+    def _of_function(self, texts: list[Asked]) -> Rows:
+        columns = _columns(texts)
+        order = sorted(range(len(texts)), key=lambda n: -sum(len(column[n]) for column in columns))
         parts = []
         for first in range(0, len(order), self.batch_size):
-            batch = [texts[place] for place in order[first : first + self.batch_size]]
-            given = self._function(batch)
+            batch = order[first : first + self.batch_size]
+            given = self._function(*([column[place] for place in batch] for column in columns))
             if isinstance(given, torch.Tensor):
                 given = given.detach().cpu().double()
             rows = np.asarray(given, dtype=np.float64)
@@ -170,12 +172,14 @@ class Predictor:
         return made
 
     @torch.no_grad()
-    def _of_module(self, texts: list[str]) -> Rows:
+    def _of_module(self, texts: list[Asked]) -> Rows:
         assert self.module is not None
         network, tokenizer = self.module.network, require_tokenizer(self.module)
         made = np.empty((len(texts), len(self.label_names or [])))
+        first, *pairs = _columns(texts)
+        batches = sorted_batches(network, tokenizer, first, self.batch_size, *pairs)
         with evaluating(network):
-            for places, encoded in sorted_batches(network, tokenizer, texts, self.batch_size):
+            for places, encoded in batches:
                 batch = {name: ids.to(self.module.device) for name, ids in encoded.items()}
                 if network.config.pad_token_id is None:
                     # The head of a decoder looks for the last token that is no padding.
@@ -183,3 +187,9 @@ class Predictor:
                 logits = network(**network_inputs(network, batch)).logits
                 made[places] = logits.double().softmax(-1).cpu().numpy()
         return made
+
+
+def _columns(texts: Sequence[Asked]) -> list[list[str]]:
+    """Return the texts, or of pairs the first and the second ones."""
+    rows = [(text,) if isinstance(text, str) else text for text in texts]
+    return [list(column) for column in zip(*rows, strict=True)]

@@ -41,6 +41,7 @@ class AttackResult:
         status: `"succeeded"`; `"failed"`; or `"skipped"`, since it was classified wrongly before.
         original: the text.
         adversarial: the text that was found; of a failed attack the least certain one.
+        inputs: what the classifier read then: that text, or the pair that it is in.
         label: number of the right class.
         probabilities: of the original.
         adversarial_probabilities: of what was found.
@@ -54,6 +55,7 @@ class AttackResult:
     status: Status
     original: str
     adversarial: str
+    inputs: tuple[str, ...]
     label: int
     probabilities: list[float]
     adversarial_probabilities: list[float]
@@ -172,10 +174,10 @@ class AttackReport:
     ) -> list[dict[str, Any]]:
         """Return the results as plain data.
 
-        Each has `text`, what was found, and `label`, the right class, by name if it has one, and
-        so can be trained on; and `original`, `status`, `prediction`, `probabilities`,
-        `adversarial_probabilities`, `changes`, `changed_share`, `queries`, `similarity` and
-        `source_index`.
+        Each has `text`, what was found (of a pair `text` and `text_pair`), and `label`, the right
+        class, by name if it has one, and so can be trained on; and `original`, `status`,
+        `prediction`, `probabilities`, `adversarial_probabilities`, `changes`, `changed_share`,
+        `queries`, `similarity` and `source_index`.
 
         Args:
             statuses: those that are wanted.
@@ -210,7 +212,7 @@ class AttackReport:
 
     def _row(self, result: AttackResult) -> dict[str, Any]:
         return {
-            "text": result.adversarial,
+            **dict(zip(("text", "text_pair"), result.inputs, strict=False)),
             "label": self._name(result.label),
             "original": result.original,
             "status": result.status,

@@ -13,7 +13,7 @@ from ..transforms import Edit, example_rng, split_words
 from ..transforms.gaps import gaps_after
 from ..transforms.words import join_words
 from .results import AttackResult, WordChange
-from .together import Answer, Ask
+from .together import Answer, Ask, Asked
 
 __all__ = ["IMPORTANCE", "Importance", "Limits", "search"]
 
@@ -52,8 +52,11 @@ class Limits:
 class _Attempt:
     """One example: what is known of it, and what it may still ask."""
 
-    def __init__(self, text: str, label: int, index: int, limits: Limits) -> None:
+    def __init__(
+        self, text: str, label: int, index: int, limits: Limits, read: Callable[[str], Asked]
+    ) -> None:
         self.text, self.label, self.index, self.limits = text, label, index, limits
+        self.read = read
         self.words, self.gaps = split_words(text)
         self.count = sum(any(map(str.isalnum, word)) for word in self.words)
         self.seen: dict[str, Row] = {}
@@ -78,7 +81,7 @@ class _Attempt:
         if self.limits.query_budget is not None:
             new = new[: self.limits.query_budget - len(self.seen)]
         if new:
-            rows = yield Ask("probabilities", self.text, tuple(new))
+            rows = yield Ask("probabilities", self.text, tuple(map(self.read, new)))
             self.seen.update(zip(new, rows, strict=True))
         return [self.seen.get(text) for text in texts]
 
@@ -92,12 +95,14 @@ class _Attempt:
 
     def result(self, status: Literal["succeeded", "failed", "skipped"]) -> AttackResult:
         text = join_words(self.current, self.gaps)
+        read = self.read(text)
         pairs = enumerate(zip(self.words, self.current, strict=True))
         return AttackResult(
             index=self.index,
             status=status,
             original=self.text,
             adversarial=text,
+            inputs=(read,) if isinstance(read, str) else read,
             label=self.label,
             probabilities=self.seen[self.text].tolist(),
             adversarial_probabilities=self.seen[text].tolist(),
@@ -115,6 +120,7 @@ def search(
     limits: Limits,
     candidates: Callable[[list[str], int, int], list[str]],
     protect: Callable[[Sequence[str]], list[bool]],
+    read: Callable[[str], Asked] = str,
 ) -> Asking[AttackResult]:
     """Search for a text that is classified otherwise, word by word from the most important one.
 
@@ -126,6 +132,7 @@ def search(
         candidates: from the words of the text, a place among them, and `index`, to the words that
             may stand there instead.
         protect: says which words stay.
+        read: from the text, or a changed one, to what the classifier reads.
 
     Yields:
         What it asks for, see `run_together`.
@@ -133,7 +140,7 @@ def search(
     Returns:
         The result. One that failed has the least certain text that was found.
     """
-    attempt = _Attempt(text, label, index, limits)
+    attempt = _Attempt(text, label, index, limits, read)
     (row,) = yield from attempt.ask([text])
     assert row is not None
     if row.argmax() != label:

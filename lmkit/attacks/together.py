@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["Answer", "Ask", "SimilarityTo", "run_together"]
+__all__ = ["Answer", "Ask", "Asked", "SimilarityTo", "run_together"]
 
 Result = TypeVar("Result")
 #: Probabilities `[N, C]` or similarities `[N]`, float64.
 Answer = npt.NDArray[np.float64]
+#: What a classifier reads: a text, or two.
+Asked = str | tuple[str, str]
 
 
 class Ask(NamedTuple):
@@ -23,12 +25,12 @@ class Ask(NamedTuple):
     Attributes:
         kind: the probabilities of texts, or how similar they are to `original`.
         original: the text that is attacked.
-        texts: at least one.
+        texts: at least one; similarities are those of single texts.
     """
 
     kind: Literal["probabilities", "similarities"]
     original: str
-    texts: tuple[str, ...]
+    texts: tuple[Asked, ...]
 
 
 class SimilarityTo:
@@ -39,15 +41,15 @@ class SimilarityTo:
     """
 
     def __init__(self, encoder: Callable[[Sequence[str]], Tensor]) -> None:
-        self._encoder, self._originals = encoder, dict[str, Tensor]()
+        self._encoder, self._originals = encoder, dict[Asked, Tensor]()
 
     def __call__(self, asked: Sequence[Ask]) -> list[Answer]:
         """Return for each question the cosines of its texts."""
         originals = {ask.original for ask in asked}
         texts = dict.fromkeys(text for ask in asked for text in (ask.original, *ask.texts))
-        new = [text for text in texts if text not in self._originals]
+        new = [cast(str, text) for text in texts if text not in self._originals]
         vectors = torch.as_tensor(self._encoder(new)).double().cpu() if new else torch.empty(0)
-        known = {**self._originals, **dict(zip(new, vectors, strict=True))}
+        known: dict[Asked, Tensor] = {**self._originals, **dict(zip(new, vectors, strict=True))}
         # Of the texts only the originals are asked for again, and only while they are attacked.
         self._originals = {text: known[text] for text in originals}
         return [
@@ -58,7 +60,7 @@ class SimilarityTo:
 
 def run_together(
     searches: Iterator[Generator[Ask, Answer, Result]],
-    predict: Callable[[Sequence[str]], Answer],
+    predict: Callable[[Sequence[Asked]], Answer],
     similarity: SimilarityTo | None,
     at_once: int,
     done: Callable[[], Any] = lambda: None,
