@@ -19,6 +19,7 @@ from .datamodules.batch_plan import check_positive
 from .datamodules.source import expand_files, short_hash
 from .functional.random import mix
 from .journal import Journal
+from .modules.checks import check_device
 from .modules.sentence_vectors import SentenceVectors
 from .translators import Translator, make_translator, translator_name
 
@@ -146,6 +147,7 @@ def back_translate(
         raise ValueError(f"the output {target} is one of the files; give another name")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} is there already; give another output or overwrite it")
+    check_device(device)
     rows, column = read_rows(found, text_column, encoding)
     header = {
         "there": translator_name(there),

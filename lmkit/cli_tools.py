@@ -220,8 +220,8 @@ def _probe(words: list[str]) -> Callable[[], int]:
     _quieten()
     from rich.console import Console
 
+    from .modules.checks import check_device
     from .transfer import transferability
-    from .transfer.features import check_device
     from .transfer.target import target_data
 
     check_device(options["device"])

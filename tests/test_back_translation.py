@@ -301,6 +301,7 @@ def test_two_passes_do_not_write_the_same_journal(tmp_path: Path) -> None:
         ("text\none\n", {"length_ratio": (2.0, 1.0)}, "length_ratio must be two numbers"),
         ("text\none\n", {"min_similarity": 2.0}, "min_similarity must lie in"),
         ("text\none\n", {"there": "./nowhere"}, "nowhere"),
+        ("text\none\n", {"device": "tpuu"}, "device must be one that is here, such as cpu"),
         ("text\none\n", {"output": "a.csv"}, "is one of the files"),
     ],
 )

@@ -12,6 +12,7 @@ from contextvars import Context
 from inspect import currentframe
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LossGuard",
     "check_data",
+    "check_device",
     "check_same",
     "check_state",
     "check_tokenizer",
@@ -109,6 +111,21 @@ def keep_arguments(module: LMModule) -> None:
         near = difflib.get_close_matches(str(schedule), SCHEDULES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}{hint}")
+
+
+def check_device(device: str | None) -> None:
+    """Check that tensors can be put on a device and fetched, before any model is loaded.
+
+    Raises:
+        ValueError: there is no such device, or not on this machine.
+    """
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device must be one that is here, such as cpu, got {device!r}: {reason}"
+        ) from error
 
 
 def require_tokenizer(module: LMModule) -> PreTrainedTokenizerBase:

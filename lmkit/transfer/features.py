@@ -37,7 +37,6 @@ from ..types import Batch
 __all__ = [
     "Items",
     "Pooling",
-    "check_device",
     "check_model",
     "encode_items",
     "open_encoder",
@@ -58,21 +57,6 @@ class Items(NamedTuple):
 
     features: Tensor
     labels: Tensor
-
-
-def check_device(device: str | None) -> None:
-    """Check that tensors can be put on a device and fetched, before any model is loaded.
-
-    Raises:
-        ValueError: there is no such device, or not on this machine.
-    """
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device must be one that is here, such as cpu, got {device!r}: {reason}"
-        ) from error
 
 
 def check_model(given: Any) -> None:

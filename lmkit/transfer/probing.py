@@ -14,13 +14,12 @@ from torch import Tensor
 from ..datamodules import TokenClassificationDataModule
 from ..functional.transferability import leave_one_out, log_evidence
 from ..model_names import named_models
-from ..modules.checks import require_tokenizer
+from ..modules.checks import check_device, require_tokenizer
 from ..modules.network import usable_positions
 from ..surgery.arguments import check_whole
 from .features import (
     Items,
     Pooling,
-    check_device,
     check_model,
     encode_items,
     open_encoder,
