@@ -10,9 +10,10 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PretrainedConfig
 
-__all__ = ["are_other_classes", "checkpoint_follows", "fresh_weights_of", "say_fresh"]
+__all__ = ["are_other_classes", "building", "checkpoint_follows", "fresh_weights_of", "say_fresh"]
 
 _follows: ContextVar[bool] = ContextVar("checkpoint_follows", default=False)
+_task: ContextVar[str | None] = ContextVar("task", default=None)
 
 
 @contextmanager
@@ -27,6 +28,16 @@ def checkpoint_follows(follows: bool = True) -> Iterator[None]:
         yield
     finally:
         _follows.reset(token)
+
+
+@contextmanager
+def building(task: str) -> Iterator[None]:
+    """Let what is said inside name one of several tasks."""
+    token = _task.set(task)
+    try:
+        yield
+    finally:
+        _task.reset(token)
 
 
 def are_other_classes(known: Mapping[Any, str], config: PretrainedConfig) -> bool:
@@ -65,4 +76,4 @@ def fresh_weights_of(
 def say_fresh(message: str) -> None:
     """Say on rank 0 which weights start at random, unless `checkpoint_follows`."""
     if not _follows.get():
-        rank_zero_info(message)
+        rank_zero_info(message if (task := _task.get()) is None else f"task {task!r}: {message}")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..functional.task_sampling import about_task
 from ..types import Batch, StepOutput
+from .fresh_weights import building
 from .frozen_base import settings_of
 from .item_mean import shares_of_ranks
 from .scores import Scores
@@ -40,7 +41,7 @@ def build_tasks(module: MultiTaskModule) -> None:
     """Build the networks of all tasks, and let them share the encoder of the first."""
     _attend(module)
     for name, task in module.tasks.items():
-        with about_task(name), settings_of(name):
+        with about_task(name), building(name), settings_of(name):
             task.configure_model()
         module.tokenizer = module.tokenizer or task.tokenizer
     module.grafted = share_encoder(module.tasks)

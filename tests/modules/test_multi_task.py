@@ -10,6 +10,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -521,3 +523,13 @@ def test_showing_samples_leaves_the_encoder_in_its_mode(name, tmp_path):
     assert module.sample(batch_of(data, name), 2)
     assert not any(part.training for part in [*module.network.modules(), *module.heads.modules()])
     assert module.sample(batch_of(data, "topic"), 2) == []
+
+
+def test_fresh_heads_are_said_by_task(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = AutoConfig.for_model(**{**tiny.MASKED["bert"], "vocab_size": 99})
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    tiny.tokenizer_folder(tmp_path)
+    caplog.set_level("INFO")
+    MultiTaskModule(str(tmp_path), specs("topic", "ner")).configure_model()
+    for name in ("topic", "ner"):
+        assert f"task '{name}': {tmp_path} has no weights for classifier.bias" in caplog.text
