@@ -5,8 +5,9 @@ as many steps each way, and tested on the whole test set (of CR what a fixed dra
 as it is and with typing errors in `--typos` of its words; `--attacked` of its texts are attacked by
 words of like meaning and by misspelling. Since all ways take as many steps of as many rows, `plain`
 is also the row of the same examples repeated as often. `typos beside` learns the labels of the
-texts as they are, and to say the same of each with typing errors. `... of more` also see
-`--unlabelled` other training texts, in each step as many as labelled ones on average. `+` is
+texts as they are, and to say the same of each with typing errors. `... attacked` has two trainings,
+the second one also on what an attack of the first made of the training texts. `... of more` also
+see `--unlabelled` other training texts, in each step as many as labelled ones on average. `+` is
 between parts that are given together. Differences are of runs with one seed; their interval is of
 10,000 draws of the seeds with replacement (paired bootstrap).
 
@@ -21,6 +22,7 @@ import json
 import random
 import statistics
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ from measure import (
 from sequence_classification import rows_of, write_rows
 
 from lmkit import callbacks, tune_process
-from lmkit.attacks import CharacterAttack, WordAttack
+from lmkit.attacks import Attack, CharacterAttack, WordAttack
 from lmkit.datamodules import SequenceClassificationDataModule
 from lmkit.modules import SequenceClassificationModule
 from lmkit.transforms import CharacterNoise, Protection, example_rng, transform_text
@@ -65,6 +67,13 @@ TRANSFORMS: dict[str, list[Any]] = {
 MORE = ("vat of more", "uda of more", "substitution of more", "synonyms of more")
 #: A changed text is a second view beside the first, with what it says of the first as its target.
 BESIDE = "typos beside"
+#: Attacks whose texts are trained on, and that test texts are attacked by.
+ATTACKS: dict[str, Callable[[], Attack]] = {
+    "words": lambda: WordAttack(similarity=encoder_folder()),
+    "characters": lambda: CharacterAttack(max_changed=0.2),
+}
+ATTACKED = " attacked"
+TWICE = tuple(name + ATTACKED for name in ATTACKS)
 
 
 def examples_of(task: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
@@ -124,62 +133,77 @@ def learn(options: argparse.Namespace, way: str, seed: int) -> dict[str, float]:
     draw = random.Random(seed)
     order = draw.sample(range(len(train)), len(train))
     few = [train[number] for number in order[: options.examples]]
-    rest = [train[number][0] for number in order[options.examples :]][: options.unlabelled]
+    more = [train[number][0] for number in order[options.examples :]][: options.unlabelled]
     with tempfile.TemporaryDirectory() as name:
-        folder, unlabelled = Path(name), None
-        kept = settings_of(way, few, rest, options.rate)
-        if way.endswith(" of more"):
-            # Rows of the labelled ones again, so that each batch has some.
-            few = few * max(1, len(rest) // len(few))
-            path = folder / "more.jsonl"
-            path.write_text("".join(json.dumps({"text": text}) + "\n" for text in rest))
-            unlabelled = str(path)
-        seed_everything(seed)
-        shared: dict[str, Any] = {
-            "train_file": write_rows(folder / "train.csv", few),
-            "val_fraction": 0,
-            "tokenizer": encoder_folder(),
-            "max_length": 128,
-            "eval_batch_size": 64,
-            "seed": seed,
-            "cache_dir": str(folder / "cache"),
-        }
-        data = SequenceClassificationDataModule(
-            **shared,
-            test_file=write_rows(folder / "test.csv", test),
-            unlabelled_file=unlabelled,
-            batch_size=options.rows * (2 if unlabelled else 1),
-            **kept,
-        )
-        module = SequenceClassificationModule(
-            encoder_folder(), learning_rate=options.learning_rate, warmup=WARMUP
-        )
-        clock = Clock()
-        parts = clock.of_lightning(), *callbacks_of(way, options.options)
-        trainer = quiet_trainer(*parts, max_steps=options.steps, default_root_dir=name)
-        trainer.fit(module, data)
-        found = {"accuracy": float(trainer.test(module, data, verbose=False)[0]["test/accuracy"])}
+        folder = Path(name)
+        if way in TWICE:
+            first, _, _ = fitted(options, "plain", seed, few, more, folder)
+            texts, labels = [text for text, _ in few], [label for _, label in few]
+            found = ATTACKS[way.removesuffix(ATTACKED)]().run(first, texts, labels)
+            few = few + [(row["text"], row["label"]) for row in found.rows(["succeeded"])]
+        module, shared, seconds = fitted(options, way, seed, few, more, folder)
+        tests = {"accuracy": test}
         for share in options.typos:
-            noisy = SequenceClassificationDataModule(
-                **shared, test_file=write_rows(folder / f"{share}.csv", mistyped(test, share))
+            tests[f"accuracy, typos {share}"] = mistyped(test, share)
+        scores: dict[str, float] = {}
+        for number, (kind, rows) in enumerate(tests.items()):
+            data = SequenceClassificationDataModule(
+                **shared, test_file=write_rows(folder / f"test{number}.csv", rows)
             )
-            said = trainer.test(module, noisy, verbose=False)[0]
-            found[f"accuracy, typos {share}"] = float(said["test/accuracy"])
+            said = quiet_trainer().test(module, data, verbose=False)[0]
+            scores[kind] = float(said["test/accuracy"])
         if options.attacked:
-            found |= attacked(module, random.Random(0).sample(test, options.attacked))
-    return {**found, "cpu_s": round(clock.seconds, 1)}
+            scores |= attacked(module, random.Random(0).sample(test, options.attacked))
+    return {**scores, "labelled": len(few), "cpu_s": round(seconds, 1)}
 
 
-def attacked(module: Any, rows: list[tuple[str, str]]) -> dict[str, float]:
+def fitted(
+    options: argparse.Namespace,
+    way: str,
+    seed: int,
+    few: list[tuple[str, str]],
+    more: list[str],
+    folder: Path,
+) -> tuple[Any, dict[str, Any], float]:
+    """Train; return the module, what its data were made with, and the CPU seconds."""
+    kept, unlabelled = settings_of(way, few, more, options.rate), None
+    if way.endswith(" of more"):
+        # Rows of the labelled ones again, so that each batch has some.
+        few = few * max(1, len(more) // len(few))
+        path = folder / "more.jsonl"
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in more))
+        unlabelled = str(path)
+    seed_everything(seed)
+    shared: dict[str, Any] = {
+        "train_file": write_rows(folder / "train.csv", few),
+        "val_fraction": 0,
+        "tokenizer": encoder_folder(),
+        "max_length": 128,
+        "eval_batch_size": 64,
+        "seed": seed,
+        "cache_dir": str(folder / "cache"),
+    }
+    data = SequenceClassificationDataModule(
+        **shared,
+        unlabelled_file=unlabelled,
+        batch_size=options.rows * (2 if unlabelled else 1),
+        **kept,
+    )
+    module = SequenceClassificationModule(
+        encoder_folder(), learning_rate=options.learning_rate, warmup=WARMUP
+    )
+    clock = Clock()
+    parts = clock.of_lightning(), *callbacks_of(way, options.options)
+    quiet_trainer(*parts, max_steps=options.steps, default_root_dir=str(folder)).fit(module, data)
+    return module, shared, clock.seconds
+
+
+def attacked(module: Any, rows: list[tuple[str, str]]) -> dict[str, Any]:
     """Return the share of the texts that were right before and that attacks flip."""
     texts, labels = [text for text, _ in rows], [label for _, label in rows]
-    attacks = {
-        "words": WordAttack(similarity=encoder_folder()),
-        "characters": CharacterAttack(max_changed=0.2),
-    }
     return {
-        f"flipped, {name}": attack.run(module, texts, labels).success_rate
-        for name, attack in attacks.items()
+        f"flipped, {name}": attack().run(module, texts, labels).success_rate
+        for name, attack in ATTACKS.items()
     }
 
 
@@ -200,7 +224,7 @@ def quality(options: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for way, found in runs.items():
         figures[way] = {}
-        for name in (name for name in found[0] if name != "cpu_s"):
+        for name in (name for name in found[0] if name not in ("cpu_s", "labelled")):
             scores = [run[name] for run in found]
             figures[way][name] = {"scores": scores, "mean": statistics.mean(scores)}
             if way != "plain" and "plain" in runs:
@@ -213,8 +237,9 @@ def quality(options: argparse.Namespace) -> dict[str, Any]:
 def way_of(text: str) -> str:
     """Check the name of a way."""
     known = {*LOSSES, *TRANSFORMS}
-    if text not in (*MORE, BESIDE) and not set(text.split("+")) <= known:
-        listed = ", ".join(map(repr, [*known, *MORE, BESIDE]))
+    alone = (*MORE, *TWICE, BESIDE)
+    if text not in alone and not set(text.split("+")) <= known:
+        listed = ", ".join(map(repr, [*known, *alone]))
         raise argparse.ArgumentTypeError(f"{text!r} is none of {listed}, nor such joined by +")
     return text
 
