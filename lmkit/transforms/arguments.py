@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["check_one_of", "check_rate", "check_whole"]
+__all__ = ["check_one_of", "check_rate", "check_table", "check_whole"]
 
 
 def check_rate(name: str, value: Any) -> None:
@@ -57,3 +57,26 @@ def check_one_of(name: str, value: Any, known: Sequence[str]) -> None:
     """
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def check_table(name: str, value: Any, where: str = "") -> None:
+    """Check that an argument has words, and for each a list of words that may stand there.
+
+    Raises:
+        ValueError: it has not; a word is no string, empty, or holds white space.
+
+    Example:
+        >>> check_table("table", {"car": ["motor car"]})
+        Traceback (most recent call last):
+        ...
+        ValueError: table must hold words with lists of words, has 'motor car' for 'car'
+    """
+    says = f"{name} must hold words with lists of words{where}"
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{says}, got {value!r}")
+    for word, others in value.items():
+        if not isinstance(others, list):
+            raise ValueError(f"{says}, has {others!r} for {word!r}")
+        for each in (word, *others):
+            if not isinstance(each, str) or len(each.split()) != 1:
+                raise ValueError(f"{says}, has {each!r} for {word!r}")

@@ -11,6 +11,7 @@ import numpy as np
 from .arguments import check_rate
 from .base import Transform, Transformed
 from .edits import Edit, carry, compose
+from .protection import is_special
 from .specs import transform_from
 
 __all__ = ["Chain", "OneOf", "Sometimes", "transforms_from"]
@@ -19,7 +20,8 @@ __all__ = ["Chain", "OneOf", "Sometimes", "transforms_from"]
 class Chain(Transform):
     """Does one transform after the other.
 
-    Protected words stay so; words that one has changed may be changed by the next.
+    Protected words stay so; words that one has changed may be changed by the next, but not special
+    tokens such as `[MASK]` that it has put in.
 
     Args:
         transforms: transforms, or dictionaries of `class_path` and `init_args`; an empty list
@@ -52,7 +54,9 @@ class Chain(Transform):
             if made.edits:
                 edits = compose(edits, made.edits, len(words))
                 if protected is not None:
-                    protected = carry(protected, made.edits, False)
+                    kept = carry(protected, made.edits, False)
+                    both = zip(kept, made.words, strict=True)
+                    protected = [fixed or is_special(word) for fixed, word in both]
         return made._replace(edits=edits)
 
     def sources(self) -> dict[str, str]:

@@ -129,21 +129,16 @@ class ContextualReplacement(WordTransform):
 
         network, tokenizer, known, allowed, longest = _proposer_of(self.model)
         hidden = set(places)
-        # Of words that are hidden the tokenizer sees a mask token; of the others their letters.
-        row = [tokenizer.mask_token if i in hidden else word for i, word in enumerate(words)]
-        encoded = tokenizer(
-            row,
-            is_split_into_words=True,
-            truncation=True,
-            max_length=longest,
-            return_tensors="pt",
-        )
-        ids = encoded["input_ids"][0]
-        owners = encoded.word_ids(0)
+        mask = tokenizer.mask_token
+        # Of words that are hidden the tokenizer sees a mask token; of the others their letters. As
+        # one text, for some tokenizers know words by the space before them.
+        row = [mask if place in hidden else word for place, word in enumerate(words)]
+        encoded = tokenizer(" ".join(row), truncation=True, max_length=longest, return_tensors="pt")
+        masked = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten().tolist()
+        # The words themselves may hold some; of a text that is cut the last ones have no token.
+        owners = [place for place, word in enumerate(row) for _ in range(word.count(mask))]
         found = {
-            owner: token
-            for token, owner in enumerate(owners)
-            if owner in hidden and int(ids[token]) == tokenizer.mask_token_id
+            place: token for place, token in zip(owners, masked, strict=False) if place in hidden
         }
         with torch.no_grad():
             scores = network(**encoded).logits[0].float()

@@ -83,6 +83,11 @@ def _vectors_of(model: str) -> WordVectors:
     table: Any = network.get_input_embeddings()
     ids = [i for i in known.values() if i < table.weight.shape[0]]
     words = [word for word, i in known.items() if i < table.weight.shape[0]]
+    if not ids:
+        raise ValueError(
+            f"model: the tokenizer of {model!r} has no whole words (it may be one of bytes or "
+            "letters), so there are no neighbours of words"
+        )
     with torch.no_grad():
         rows = table.weight[torch.tensor(ids)].float().numpy()
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)

@@ -16,7 +16,7 @@ def gaps_after(
 
     A word that takes another's place keeps the gaps of that one. A new word gets a space, on the
     side on which it would touch a word. Of the two gaps around a word that goes one is left: the
-    inner one at the ends of a text, none beside punctuation that had none, else a line break.
+    outer one at the ends of a text, none beside punctuation that had none, else a line break.
 
     Args:
         words: before.
@@ -38,7 +38,8 @@ def gaps_after(
         kept = start + min(stop - start, new_stop - new_start)
         made += left[position:kept]
         position = kept
-        before = new_words[new_start + kept - start - 1 :][:1] if len(made) else []
+        last_new = new_start + kept - start - 1
+        before = new_words[last_new : last_new + 1] if made else []
         if kept < stop:
             last = words[stop : stop + 1]
             left[stop] = _merged(left[kept], left[stop], before, last)

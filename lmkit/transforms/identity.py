@@ -23,8 +23,9 @@ class IdentitySwap(WordTransform):
     and Mary. `her` becomes `his` before what it may belong to, else `him`; `his` becomes `her` or
     `hers`; what is behind an apostrophe stays. The words are those of English.
 
-    Names are words with a capital that `Protection` protects by default: swap them under
-    `Protection(names=False)`.
+    Names are words with a capital, which `Protection` protects by default where a sentence does not
+    begin: swap them under `Protection(names=False)`. A name that stays in one place, or whose
+    other name does, stays in all.
 
     Args:
         probability: of a row, in `[0, 1]`; multiplied by the strength.
@@ -83,15 +84,25 @@ class IdentitySwap(WordTransform):
         if rng.random() >= self.probability * strength:
             return []
         made = []
+        stay = self._names_that_stay(words, free)
         for place in free:
-            new = self._other(words, place)
+            new = None if _name_of(words[place]) in stay else self._other(words, place)
             if new is not None and new != words[place]:
                 made.append(Change("substitute", place, place + 1, [new]))
         return made
 
+    def _names_that_stay(self, words: list[str], free: list[int]) -> set[str]:
+        if not self.names or len(free) == len(words):
+            return set()
+        fixed = {_name_of(words[place]) for place in set(range(len(words))) - set(free)}
+        return {name for pair in NAMES if not fixed.isdisjoint(pair) for name in pair}
+
     def _other(self, words: list[str], place: int) -> str | None:
         table, word = self._table, words[place]
         low = word.lower()
+        behind = words[place + 1][:1] if place + 1 < len(words) else ""
+        if self.gender and low == "miss" and word != low and behind.isupper() and low not in table:
+            return match_case("mr", word)  # a title before a name; else it is a verb
         if self.gender and low in ("her", "his") and low not in table:
             alone = place + 1 == len(words) or not words[place + 1][:1].isalnum()
             alone = alone or words[place + 1].lower() in AFTER_OBJECT
@@ -107,3 +118,8 @@ class IdentitySwap(WordTransform):
             other = self._other([head], 0)
             return None if other is None else other + sign + tail
         return None
+
+
+def _name_of(word: str) -> str:
+    """Return a word without what is behind an apostrophe."""
+    return word.replace("\u2019", "'").partition("'")[0]

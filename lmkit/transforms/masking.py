@@ -91,15 +91,15 @@ class SpanMasking(WordTransform):
     ) -> list[Change]:
         """Draw where spans begin, and how long they are."""
         left = count_for(self.alpha, len(free), strength, rng)
-        open_places = dict.fromkeys(free)
-        hidden: set[int] = set()
-        while left and open_places:
-            start = list(open_places)[int(rng.random() * len(open_places))]
+        able, hidden = set(free), set[int]()
+        while left and len(hidden) < len(free):
+            start = free[int(rng.random() * len(free))]
+            if start in hidden:
+                continue  # any of those that are left is as likely as another
             length = min(int(rng.geometric(1 / self.mean_length)), self.longest, left)
             for place in range(start, start + length):
-                if place not in open_places:
+                if place not in able or place in hidden:
                     break
-                del open_places[place]
                 hidden.add(place)
                 left -= 1
         new = self.replacement

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-__all__ = ["NEGATIONS", "Protection"]
+from .words import split_words
+
+__all__ = ["NEGATIONS", "Protection", "is_special"]
 
 _NEGATIONS = """
 no not never none nobody nothing nowhere neither nor cannot without hardly barely scarcely seldom
@@ -23,13 +25,25 @@ _NO_NAMES = frozenset("I" + end for end in ("", "'m", "'ve", "'d", "'ll"))
 _MOST = 200_000
 
 
+def is_special(word: str) -> bool:
+    """Whether a word is written as special tokens are.
+
+    Example:
+        >>> is_special("[MASK]"), is_special("<mask>"), is_special("mask")
+        (True, True, False)
+    """
+    return word[:1] in ("[", "<") and _TOKEN.fullmatch(word) is not None
+
+
 class Protection:
     """Says of each word of a row whether it must stay.
 
     Special tokens such as `[MASK]` or `<mask>` always stay.
 
     Args:
-        words: that stay, in any case of letters; label words, for instance.
+        words: that stay, in any case of letters; label words, for instance. What `split_words`
+            takes for several words, such as *Node.js* or *New York*, stays where these follow one
+            another.
         patterns: regular expressions; words that one of them matches wholly stay.
         special_tokens: of a tokenizer, in their own letters.
         negations: whether `NEGATIONS` and words in n't stay.
@@ -41,7 +55,8 @@ class Protection:
 
     Raises:
         ValueError: a pattern is no regular expression.
-        TypeError: `words`, `patterns` or `special_tokens` is a single string.
+        TypeError: `words`, `patterns` or `special_tokens` is no list of strings, or another
+            argument is neither true nor false.
 
     Example:
         >>> Protection(words=["film"])(["The", "film", "was", "not", "Anna", "'s", "best", "."])
@@ -63,12 +78,22 @@ class Protection:
         for name, value in lists.items():
             if isinstance(value, str):
                 raise TypeError(f"{name} must be a list of strings, got the string {value!r}")
+            for word in value if isinstance(value, list | tuple) else [value]:
+                if not isinstance(word, str):
+                    quotes = "; YAML reads no, yes, on and off so: put them in quotes"
+                    quotes = quotes if isinstance(word, bool) else ""
+                    raise TypeError(f"{name} must be a list of strings, got {word!r}{quotes}")
+        switches = {"negations": negations, "names": names, "numbers": numbers}
+        for name, switch in {**switches, "urls": urls, "punctuation": punctuation}.items():
+            if not isinstance(switch, bool):
+                raise TypeError(f"{name} must be true or false, got {switch!r}")
         self.words, self.patterns = list(words), list(patterns)
         self.special_tokens = list(special_tokens)
         self.negations, self.names, self.numbers = negations, names, numbers
         self.urls, self.punctuation = urls, punctuation
         self._given = frozenset(word.casefold() for word in self.words)
         self._tokens = frozenset(self.special_tokens)
+        self._runs = _runs_of(self.words, True) + _runs_of(self.special_tokens, False)
         self._patterns = []
         for pattern in self.patterns:
             try:
@@ -84,6 +109,8 @@ class Protection:
         if len(self._verdicts) > _MOST:
             self._verdicts.clear()
         verdicts = list(map(self._verdicts.__getitem__, words))
+        if self._runs:
+            self._keep_runs(words, verdicts)
         if _CAPITAL in verdicts:
             fixed = []
             inside = False
@@ -96,6 +123,15 @@ class Protection:
         if self.punctuation:
             return [verdict != _FREE for verdict in verdicts]
         return [verdict == _FIXED for verdict in verdicts]
+
+    def _keep_runs(self, words: Sequence[str], verdicts: list[int]) -> None:
+        """Let words stay that follow one another as those of a run do."""
+        folded = [word.casefold() for word in words]
+        for run, folds in self._runs:
+            row, size = folded if folds else list(words), len(run)
+            for place in range(len(row) - size + 1):
+                if row[place] == run[0] and row[place : place + size] == run:
+                    verdicts[place : place + size] = [_FIXED] * size
 
     @property
     def settings(self) -> dict[str, object]:
@@ -118,7 +154,7 @@ class Protection:
 
     def verdict(self, word: str) -> int:
         """Return what can be said of a word without its neighbours."""
-        if word in self._tokens or word.casefold() in self._given or _TOKEN.fullmatch(word):
+        if word in self._tokens or word.casefold() in self._given or is_special(word):
             return _FIXED
         if any(pattern.fullmatch(word) for pattern in self._patterns):
             return _FIXED
@@ -138,6 +174,15 @@ class Protection:
         if self.names and word[0].isupper() and plain not in _NO_NAMES:
             return _CAPITAL
         return _FREE
+
+
+def _runs_of(given: Sequence[str], folds: bool) -> list[tuple[list[str], bool]]:
+    """Return what `split_words` makes several words of, as these."""
+    made = []
+    for text in given:
+        if len(found := split_words(text).words) > 1:
+            made.append(([word.casefold() if folds else word for word in found], folds))
+    return made
 
 
 class _Verdicts(dict[str, int]):

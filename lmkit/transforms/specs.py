@@ -59,6 +59,11 @@ def _class_of(path: Any, name: str) -> type[Transform]:
     module = module or __name__.rpartition(".")[0]
     # A checkpoint has specs, and must not be able to name code to run.
     holder = sys.modules.get(module)
+    if "<locals>" in path:
+        raise ValueError(
+            f"{name}.class_path: {path!r} is a class inside a function, which no other process can "
+            "find: define it at the top of a module"
+        )
     if holder is None:
         raise ValueError(
             f"{name}.class_path: {path!r} cannot be found, for {module} was not imported: take a "

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .arguments import check_rate
+from .arguments import check_rate, check_table
 from .base import WordTransform
 from .candidates import Candidates
 from .changes import Change
@@ -62,8 +62,8 @@ class SpellingErrors(WordTransform):
         table: more words, in small letters, with their misspellings; goes before the built-in one.
 
     Raises:
-        ValueError: the rate lies outside its range.
-        TypeError: the table does not hold words with lists of words.
+        ValueError: the rate lies outside its range, or the table does not hold words with lists of
+            words.
 
     Example:
         >>> SpellingErrors(rate=1.0)(["They", "receive"], None, np.random.default_rng(0)).words
@@ -74,9 +74,7 @@ class SpellingErrors(WordTransform):
         self, rate: float = 0.1, rules: bool = True, table: dict[str, list[str]] | None = None
     ) -> None:
         check_rate("rate", rate)
-        for word, wrongs in (table or {}).items():
-            if not isinstance(word, str) or not isinstance(wrongs, list):
-                raise TypeError(f"table must hold words with lists of words, got {word!r}")
+        check_table("table", table or {})
         self.rate, self.rules, self.table = rate, rules, table
 
     @cached_property

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .arguments import check_rate
+from .arguments import check_rate, check_table, check_whole
 from .base import WordTransform
 from .changes import Change
 from .words import split_words
@@ -47,11 +47,16 @@ def count_words(texts: Iterable[str]) -> WordCounts:
     documents: Counter[str] = Counter()
     texts_seen = 0
     for text in texts:
-        found = [word.lower() for word in split_words(text).words if word[:1].isalpha()]
+        found = [word.lower() for word in split_words(text).words if _counts(word)]
         words.update(found)
         documents.update(set(found))
         texts_seen += 1
     return WordCounts(dict(sorted(words.items())), dict(sorted(documents.items())), texts_seen)
+
+
+def _counts(word: str) -> bool:
+    """Whether a word is neither number nor sign."""
+    return word[:1].isalpha()
 
 
 class RandomSubstitution(WordTransform):
@@ -65,7 +70,8 @@ class RandomSubstitution(WordTransform):
 
     where $t$ is the word's count in the row times $\log(N / d)$ with $N$ texts, $d$ of which have
     the word; $w$ is drawn in proportion to $\max_v S(v) - S(w)$, where $S$ is the count in the
-    corpus times $\log(N / d)$. A word that no text has counts as if one had it.
+    corpus times $\log(N / d)$. A word that no text has counts as if one had it; numbers and signs
+    do not count, and go with probability $p$ where they are not protected.
 
     Args:
         source: a text file with one text a line, of which words are counted at first use; a list
@@ -99,8 +105,12 @@ class RandomSubstitution(WordTransform):
             raise ValueError("source must have at least one word, got none")
         if tf_idf and not isinstance(source, str):
             raise ValueError("tf_idf needs texts: let source be a file with one text a line")
-        if isinstance(source, Mapping) and not all(count > 0 for count in source.values()):
-            raise ValueError("source: counts must be above 0")
+        check_whole("smallest_count", smallest_count, 1)
+        if not isinstance(source, str):
+            check_table("source", {word: [] for word in source})
+        if isinstance(source, Mapping):
+            for word, count in source.items():
+                check_whole(f"source[{word!r}]", count, 1)
         self.source, self.rate, self.tf_idf = source, rate, tf_idf
         self.smallest_count = smallest_count
 
@@ -109,7 +119,10 @@ class RandomSubstitution(WordTransform):
         """How often words were met."""
         if isinstance(self.source, str):
             with self._file().open(encoding="utf-8") as lines:
-                return count_words(line for line in lines if line.strip())
+                found = count_words(line for line in lines if line.strip())
+            if not found.words:
+                raise ValueError(f"source: {self.source} has no word to draw")
+            return found
         words: dict[str, int] = dict(Counter(self.source))
         return WordCounts(dict(sorted(words.items())), {}, 0)
 
@@ -159,12 +172,14 @@ class RandomSubstitution(WordTransform):
         if not self.tf_idf:
             return [self.rate] * len(words)
         low = [word.lower() for word in words]
-        times = Counter(low)
+        times = Counter(word for word in low if _counts(word))
         says = {word: count * self.idf(word) for word, count in times.items()}
-        top = max(says.values())
-        left = [top - says[word] for word in low]
-        mean = sum(left) / len(left)
-        return [min(1.0, self.rate * x / mean) if mean else self.rate for x in left]
+        top = max(says.values(), default=0.0)
+        left = {word: top - said for word, said in says.items()}
+        mean = sum(left[word] * count for word, count in times.items()) / max(1, times.total())
+        if not mean:
+            return [self.rate] * len(words)
+        return [min(1.0, self.rate * left.get(word, mean) / mean) for word in low]
 
     def changes(
         self,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .arguments import check_rate, check_whole
+from .arguments import check_rate, check_table, check_whole
 from .base import WordTransform
 from .candidates import Candidates
 from .changes import Change
@@ -54,6 +54,7 @@ class _Synonyms(WordTransform):
     def sources(self) -> dict[str, str]:
         """Return the digest of the table or of WordNet."""
         if self._is_table:
+            _read_table(str(self.source))  # that a broken one is told before the training
             return {"synonyms": hashlib.sha256(Path(str(self.source)).read_bytes()).hexdigest()}
         return {"wordnet": open_wordnet(self.source).digest}
 
@@ -74,7 +75,7 @@ class SynonymReplacement(_Synonyms):
         rare: of WordNet, whether words count that were never met in its makers' texts.
 
     Raises:
-        ValueError: a number lies outside its range; at first use, the file holds no table.
+        ValueError: a number lies outside its range; at first use, the file holds no table of words.
         FileNotFoundError: at first use, there is no WordNet; says how it is installed.
 
     Example:
@@ -157,11 +158,9 @@ class RandomInsertion(_Synonyms):
 
 
 def _read_table(path: str) -> dict[str, list[str]]:
-    table: dict[str, list[str]] = json.loads(Path(path).read_text(encoding="utf-8"))
-    is_table = isinstance(table, dict) and all(
-        isinstance(found, list) and all(isinstance(word, str) for word in found)
-        for found in table.values()
-    )
-    if not is_table:
-        raise ValueError(f"source: {path} must hold words with lists of synonyms")
+    try:
+        table: dict[str, list[str]] = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON or of UTF-8
+        raise ValueError(f"source: {path} is no JSON: {error}") from error
+    check_table("source", table, f" in {path}")
     return table

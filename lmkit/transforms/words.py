@@ -24,10 +24,11 @@ _PLAIN = (
 )
 #: Addresses, names and topics of short messages, and special tokens such as `[MASK]`, `<mask>`.
 _RARE = (
-    r"(?:https?://|www\.)\S*[\w/]|[\w.+\-]{1,64}@[\w\-]+(?:\.[\w\-]+)+|[@#]\w+"
+    r"(?:[A-Za-z][A-Za-z0-9+.\-]{0,20}://|[wW]{3}\.)\S*[\w/]"
+    r"|[\w.+'\-]{1,64}@[\w\-]+(?:\.[\w\-]+)*|[@#]\w+"
     r"|\[[A-Z][A-Z0-9_]*\]|<[|/]?\w+\|?>"
 )
-_TRIGGERS = re.compile(r"[@#<\[]|://|www\.")
+_TRIGGERS = re.compile(r"[@#<\[]|://|[wW]{3}\.")
 
 #: What lies between two spaces is remembered up to this length, and so many of them.
 _LONGEST, _MOST = 40, 200_000

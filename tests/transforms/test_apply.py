@@ -9,6 +9,7 @@ import pytest
 
 from lmkit.transforms import (
     Chain,
+    CharacterNoise,
     OneOf,
     Protection,
     Ramp,
@@ -263,6 +264,41 @@ def test_protection():
         Protection(patterns=["("])
     with pytest.raises(TypeError, match="words must be a list of strings"):
         Protection(words="film")
+
+
+def test_protected_words_that_are_several_stay_together():
+    noise = CharacterNoise(rate=1.0)
+    for text, protection, stays in (
+        ("a [subj] belongs here", Protection(special_tokens=["[subj]"]), "[subj]"),
+        ("we like NODE.js very much", Protection(words=["Node.js"]), "NODE.js"),
+        ("they saw new york again", Protection(words=["New York"]), "new york"),
+    ):
+        for seed in range(20):
+            assert stays in transform_text(noise, text, example_rng(seed, 0, 0), protection)
+    flags = Protection(words=["new york"])(["a", "new", "car", "in", "new", "york"])
+    assert flags == [False, False, False, False, True, True]
+    assert Protection(special_tokens=["[subj]"])(["[", "SUBJ", "]"]) == [True, False, True]
+
+
+def test_what_is_no_protection():
+    with pytest.raises(TypeError, match="got False; YAML reads no"):
+        Protection(words=[False])
+    with pytest.raises(TypeError, match="patterns must be a list of strings, got 3"):
+        Protection(patterns=3)
+    with pytest.raises(TypeError, match="names must be true or false, got 'no'"):
+        Protection(names="no")
+
+
+def test_a_chain_leaves_special_tokens_that_it_put_in():
+    chain = Chain([TokenDropout("[MASK]", 0.5), CharacterNoise(rate=1.0)])
+    text = "the film was good and long today"
+    seen = 0
+    for seed in range(10):
+        made = transform_text(chain, text, example_rng(seed, 0, 0)).split()
+        hidden = [word for word in made if not word.isalpha()]
+        assert set(hidden) <= {"[MASK]"}
+        seen += len(hidden)
+    assert seen > 10
 
 
 def test_names_are_told_inside_of_a_sentence():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -145,9 +146,18 @@ def test_bad_arguments(make, message):
 
 def test_a_table_that_is_none(tmp_path):
     path = tmp_path / "t.json"
-    path.write_text('{"a": "b"}')
-    with pytest.raises(ValueError, match="must hold words with lists of synonyms"):
-        SynonymReplacement(source=str(path))(["a"], None, np.random.default_rng(0))
+    for text, message in (
+        ('{"a": "b"}', f"source must hold words with lists of words in {path}, has 'b' for 'a'"),
+        ('{"a": [""]}', "has '' for 'a'"),
+        ('{"a": ["motor car"]}', "has 'motor car' for 'a'"),
+        ('["a"]', "got "),
+        ("{", f"{path} is no JSON: "),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            SynonymReplacement(source=str(path))(["a"], None, np.random.default_rng(0))
+        with pytest.raises(ValueError, match=re.escape(message)):  # before any text is changed
+            SynonymReplacement(source=str(path)).fingerprint()
     with pytest.raises(TypeError, match="source must be the name of a folder or file"):
         SynonymReplacement(source=3)
 

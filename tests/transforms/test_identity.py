@@ -44,6 +44,32 @@ def test_one_way(one, other):
     assert swap(one) == other
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I miss him and I count on the host.", "I miss her and I count on the host."),
+        ("Miss Lee met Miss Marple", "Mr Lee met Mr Marple"),
+        ("MISS LEE", "MR LEE"),
+        ("Miss you, and I miss her", "Miss you, and I miss him"),
+    ],
+)
+def test_verbs_are_no_titles(text, expected):
+    assert swap(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("James was late. Later James left.", "James was late. Later James left."),
+        ("Mary was late. She met James's brother.", "Mary was late. He met James's sister."),
+        ("James was late. He left.", "Mary was late. She left."),
+    ],
+)
+def test_a_name_that_stays_in_one_place_stays_in_all(text, expected):
+    change = IdentitySwap(1.0)
+    assert transform_text(change, text, example_rng(0, 0, 0), Protection()) == expected
+
+
 def test_every_pair_is_two_sided_and_no_word_is_in_two():
     words = [word for pair in [*GENDERED, *NAMES] for word in pair]
     assert len(set(words)) == len(words)

@@ -100,7 +100,8 @@ def test_proposals_are_the_likeliest_whole_words(model):
     made = load_tokenizer(model)
     network = AutoModelForMaskedLM.from_pretrained(model).eval()
     row = [made.mask_token if i in places else word for i, word in enumerate(WORDS)]
-    encoded = made(row, is_split_into_words=True, return_tensors="pt")
+    # As the model read texts, with spaces.
+    encoded = made(" ".join(row), return_tensors="pt")
     masks = (encoded["input_ids"][0] == made.mask_token_id).nonzero().flatten().tolist()
     with torch.no_grad():
         chances = network(**encoded).logits[0].softmax(-1)
@@ -110,6 +111,32 @@ def test_proposals_are_the_likeliest_whole_words(model):
         best = sorted(allowed, key=lambda w: -allowed[w])[:4]
         assert [w for w, _ in found] == best
         assert [c for _, c in found] == pytest.approx([allowed[w] for w in best], rel=1e-5)
+
+
+def test_masks_that_the_text_has_already_are_told_from_hidden_words(model):
+    from lmkit.tokenization import load_tokenizer
+
+    mask = load_tokenizer(model).mask_token
+    row = [mask, *WORDS[1:4], mask, *WORDS[5:]]
+    transform = ContextualReplacement(model, top_k=4)
+    alone = [transform.propose([mask, *row[1:]], [place]) for place in (0, 4)]
+    # Hiding what is hidden already changes nothing that the model sees.
+    assert transform.propose(row, [4, 0]) == [*alone[1], *alone[0]]
+    assert all(found for (found,) in alone)
+
+
+def test_a_model_without_whole_words_is_refused(tmp_path):
+    from transformers import AutoModel, ByT5Tokenizer
+
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    config = AutoConfig.for_model(
+        "bert",
+        vocab_size=400,
+        **{key: value for key, value in MASKED["bert"].items() if key != "model_type"},
+    )
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no whole words"):
+        EmbeddingNeighbours(str(tmp_path))(["a", "word"], None, np.random.default_rng(0))
 
 
 def test_replacements(model):

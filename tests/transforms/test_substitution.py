@@ -56,6 +56,13 @@ def test_uda(tmp_path):
         assert abs(drawn[word] / seen - weights[word] / total) < 0.05
 
 
+def test_signs_and_numbers_do_not_move_the_rates_of_words(tmp_path):
+    source = RandomSubstitution(write_lines(tmp_path), 0.3, tf_idf=True)
+    row = ["the", "cat", "sat"]
+    assert source.rates([*row, ",", "1999", ",", "."]) == [*source.rates(row), *[0.3] * 4]
+    assert source.rates([",", "."]) == [0.3, 0.3]
+
+
 def test_the_mean_rate_is_the_rate(tmp_path):
     source = RandomSubstitution(write_lines(tmp_path), 0.1, tf_idf=True)
     assert np.mean(source.rates(["the", "cat", "and", "the", "dog", "sat"])) == pytest.approx(0.1)
@@ -67,8 +74,12 @@ def test_bad_arguments(tmp_path):
         RandomSubstitution([])
     with pytest.raises(ValueError, match="tf_idf needs texts"):
         RandomSubstitution(["a"], tf_idf=True)
-    with pytest.raises(ValueError, match="counts must be above 0"):
+    with pytest.raises(ValueError, match=r"source\['a'\] must be a whole number"):
         RandomSubstitution({"a": 0})
+    with pytest.raises(ValueError, match="has True for True"):
+        RandomSubstitution([True, "a"])
+    with pytest.raises(ValueError, match="smallest_count must be a whole number"):
+        RandomSubstitution(["a"], smallest_count="x")
     with pytest.raises(TypeError, match="source must be a file, a list or counts"):
         RandomSubstitution(3)
     with pytest.raises(FileNotFoundError):
@@ -76,6 +87,10 @@ def test_bad_arguments(tmp_path):
     (tmp_path / "empty.txt").write_text("1 2\n")
     with pytest.raises(ValueError, match="has no word to draw"):
         RandomSubstitution(str(tmp_path / "empty.txt"), 1.0)(["a"], None, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="has no word to draw"):
+        RandomSubstitution(str(tmp_path / "empty.txt"), 1.0, True)(
+            ["a"], None, np.random.default_rng(0)
+        )
 
 
 def test_another_file_is_another_fingerprint(tmp_path):

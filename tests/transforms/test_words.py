@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
-from lmkit.transforms import Words, split_words
+from lmkit.transforms import CharacterNoise, Words, split_words, transform_text
 
 
 def test_any_text_comes_back():
@@ -53,6 +54,24 @@ def test_unlikely_characters_come_back():
 )
 def test_words(text, words):
     assert split_words(text).words == words
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "ftp://example.org/readme",
+        "HTTP://Example.com/Path",
+        "s3://my-bucket/some-key",
+        "WWW.example.com/a",
+        "o'neil@example.com",
+        "user@localhost",
+    ],
+)
+def test_addresses_are_one_word_and_stay(address):
+    text = f"see {address}, or not"
+    assert address in split_words(text).words
+    made = transform_text(CharacterNoise(rate=1.0), text, np.random.default_rng(0))
+    assert address in made and made != text
 
 
 def test_a_long_text_takes_linear_time():
