@@ -1,4 +1,4 @@
-"""Examples with changed words: as more of them, or anew each time that a batch is made."""
+"""Examples with changed words: as more of them, or anew in each epoch."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from ..transforms import (
     transform_text,
     transforms_from,
 )
+from ..transforms.apply import check_seed
+from ..transforms.arguments import check_rate
 from .batch_plan import check_positive
 from .changed_batches import EXAMPLE, ChangedBatches
 from .example_table import ExampleTable
 from .loader import Collate
-from .trainer_facts import planned_epochs, ranks
+from .trainer_facts import epoch_length, planned_epochs, ranks
 
 if TYPE_CHECKING:
     from .task import TaskDataModule
@@ -94,8 +96,8 @@ class Augmentation:
     Attributes:
         transform: what is done, one after the other.
         protection: which words stay.
-        copies: how many changed copies of each example of the training there are beside it; 0 for
-            none, and then examples are changed each time that a batch is made.
+        copies: how many changed copies of each example of the training there are beside it, rows
+            without a label left out; 0 for none, and then examples are changed anew in each epoch.
         splits: which are changed.
         strength: what the rates of the transform are multiplied by.
         view: whether an example stays as it is, and what was changed goes beside it.
@@ -127,6 +129,8 @@ class Augmentation:
         Raises:
             ValueError: an argument is unknown or outside its range, or two exclude each other.
         """
+        if not isinstance(options, Mapping | None):
+            raise ValueError(f"transform_options must be a dictionary, got {options!r}")
         chosen = dict(options or {})
         if not transforms:
             if copies is not None or chosen:
@@ -142,10 +146,15 @@ class Augmentation:
                 f"transform_options has {', '.join(sorted(known))}{beside}, got {strange[0]!r}"
             )
         splits = chosen.get("splits", ["train"])
-        if isinstance(splits, str) or not splits or not set(splits) <= set(_SPLITS):
+        if not isinstance(splits, list | tuple) or not splits:
             raise ValueError(f"splits must be a list of some of {', '.join(_SPLITS)}: {splits!r}")
+        if strange := [name for name in splits if name not in _SPLITS]:
+            raise ValueError(f"splits may have {', '.join(_SPLITS)}, got {strange[0]!r}")
+        protect = chosen.get("protect", {})
+        if not isinstance(protect, Mapping):
+            raise ValueError(f"protect must be a dictionary of what Protection takes: {protect!r}")
         try:
-            protection = Protection(**chosen.get("protect", {}))
+            protection = Protection(**protect)
             strength = chosen.get("strength", 1.0)
             if isinstance(strength, Mapping):
                 if strange := sorted(strength.keys() - vars(Ramp()).keys()):
@@ -161,8 +170,8 @@ class Augmentation:
                 "strength changes in the course of a run, and copies are made before it: give a "
                 "number, or leave augmentations_per_example out"
             )
-        if not isinstance(strength, Ramp) and not 0.0 <= strength <= 1.0:
-            raise ValueError(f"strength must lie in [0, 1], got {strength!r}")
+        if not isinstance(strength, Ramp):
+            check_rate("strength", strength)
         transform = transforms_from(transforms)
         apart = bool(chosen.get("view", False))
         return cls(transform, protection, copies or 0, tuple(splits), strength, apart)
@@ -173,9 +182,13 @@ class Augmentation:
         return self.changes("train") and not self.view
 
     def facts(self) -> dict[str, Any]:
-        """Return as plain data what decides which examples there are, beside the seed."""
-        known = [self.transform.fingerprint(), self.protection.settings, repr(self.strength)]
-        return {"transforms": [*known, self.copies, list(self.splits), self.view]}
+        """Return in words what decides which examples there are, beside the seed."""
+        done = f"{self.transform!r} ({self.transform.fingerprint()[:8]}), {self.protection!r}"
+        done = f"{done}, strength {self.strength}"
+        if self.copies:
+            return {"augmentations_per_example": f"{self.copies} by {done}"}
+        beside = ", as a view" if self.view else ""
+        return {"transforms": f"{done}, of {' and '.join(self.splits)}{beside}"}
 
     def changes(self, split: str) -> bool:
         """Whether the examples of a split are changed each time that a batch is made."""
@@ -186,6 +199,7 @@ class Augmentation:
         made = list(examples)
         if not self.copies:
             return made
+        check_seed(data.seed)
         for number, example in enumerate(examples):
             seen = {repr(example)}
             for copied in range(self.copies):
@@ -213,6 +227,7 @@ class Augmentation:
         """
         if not self.changes(split):
             return usual
+        check_seed(data.seed)
         if EXAMPLE not in table:
             raise ValueError(
                 f"transforms change whole examples, and one of {split} has more than "
@@ -222,7 +237,8 @@ class Augmentation:
         epochs: int | None = 1
         if isinstance(self.strength, Ramp) and split == "train":
             size = data.batch_size * ranks(data.trainer)[1]
-            epochs = planned_epochs(data.trainer, math.ceil(len(table) / size))
+            batches = epoch_length(data.trainer, math.ceil(len(table) / size))
+            epochs = planned_epochs(data.trainer, batches)
         if epochs is None:
             raise ValueError(
                 "strength follows the share of the run that is done, and this one has no end: give "

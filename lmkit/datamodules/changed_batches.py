@@ -49,7 +49,9 @@ class ChangedBatches:
         # A worker needs neither the trainer nor the other tables.
         self.data = copy.copy(data)
         self.data.trainer, self.data.augmentation, self.data._tables = None, None, {}
-        self.how, self.table, self.epochs, self.usual = how, table, epochs, usual
+        self.how, self.table, self.usual = how, table, usual
+        #: Of the run, over which the strength may change.
+        self.epochs = epochs
 
     def __call__(self, epoch: int, rows: Tensor) -> Batch:
         """Return the batch of these examples, int64 `[B]`, -1 for a filler row."""

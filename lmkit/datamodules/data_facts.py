@@ -28,6 +28,7 @@ _DECISIVE = (
     "batching",
     "sentence_objective",
     "examples_per_class",
+    "augmentations_per_example",
     "labels",
     "tasks",
     "sampling",

@@ -28,9 +28,15 @@ def check_fixed(data: LMDataModule | TaskDataModule, split: str, batch_size: int
     if split not in _SPLITS:
         raise ValueError(f"split must be one of {', '.join(_SPLITS)}, got {split!r}")
     check_positive(batch_size=batch_size)
+    remedy = "what a teacher says of a row cannot be kept: ask it anew for each batch"
+    how = getattr(data, "augmentation", None)
+    if split != "train" and how is not None and how.changes(split) and not how.view:
+        raise ValueError(
+            f"transforms change the rows of {split} (transform_options: splits), so {remedy}, or "
+            f"leave {split} out of splits"
+        )
     if data.fixed_rows:
         return
-    remedy = "what a teacher says of a row cannot be kept: ask it anew for each batch"
     if not getattr(data, "draws_each_epoch", True):
         raise ValueError(
             f"a stream has no rows that could be found again, so {remedy}, or pass streaming=False"
@@ -45,7 +51,7 @@ def rows_hash(data: LMDataModule | TaskDataModule, split: str) -> str:
     # A split without a text of its own is held out from the training text.
     own = split if f"{split} text" in facts else "train"
     left_out = {f"{name} text" for name in _SPLITS if name != own}
-    if getattr(data, "examples_per_class", None) is None:  # else the seed decides which few
+    if not getattr(data, "draws_rows", False):  # else the seed decides which ones there are
         left_out.add("seed")
     kept = {name: fact for name, fact in facts.items() if name not in left_out}
     if split != "train":

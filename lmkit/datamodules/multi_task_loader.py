@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..functional.task_sampling import about_task
 from .base import LMDataModule
+from .changed_batches import ChangedBatches
 from .loader import PlannedLoader, ResumableLoader
 from .multi_task_plan import MultiTaskCollate, MultiTaskPlan
 from .task import TaskDataModule
@@ -54,8 +55,14 @@ def training_loader(
     batches = math.ceil((data.epoch_batches or usual) / window) * window
     used = epoch_length(data.trainer, batches)
     schedule = _schedule(data, batches, used) if data.batches == "one" else None
+    plan = MultiTaskPlan(list(plans.values()), schedule, batches, used)
+    epochs = planned_epochs(data.trainer, used or batches)
+    for number, collate in enumerate(collates.values()):
+        if isinstance(collate, ChangedBatches) and epochs is not None:
+            # A task's epochs are its own, over which its transforms may grow stronger.
+            collate.epochs = math.ceil(plan.turns_before(number, epochs) / len(plan.plans[number]))
     joined = ResumableLoader(
-        MultiTaskPlan(list(plans.values()), schedule, batches, used),
+        plan,
         MultiTaskCollate(collates),
         data.num_workers,
         stop=used,

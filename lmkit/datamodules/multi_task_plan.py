@@ -88,6 +88,10 @@ class MultiTaskPlan:
             parts += [torch.tensor([task, own_epoch, len(rows)]), rows]
         return torch.cat(parts)
 
+    def turns_before(self, task: int, epoch: int) -> int:
+        """Return how many turns a task has had before an epoch."""
+        return epoch * self.used if self.schedule is None else int(self._counted(epoch)[task])
+
     def _counted(self, epoch: int) -> NDArray[np.int64]:
         assert self.schedule is not None
         done, counts = self._before

@@ -271,7 +271,9 @@ class TokenClassificationDataModule(TaskDataModule):
                 tags = to_bio(tags) if bio else tags
             except ValueError:
                 return example  # `encode` names its line
-            words, tags = rewriter.tagged(example.words, tags, bio)
+            before, (words, tags) = tags, rewriter.tagged(example.words, tags, bio)
+            if list(words) == list(example.words) and list(tags) == list(before):
+                return example
         return TaggedText(words, tags, "", join_words(words)[1], [], example.file, example.line)
 
     def texts(self, example: TaggedText) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from .gaps import gaps_after
 from .protection import Protection
 from .words import join_words, split_words
 
-__all__ = ["example_rng", "transform_answer", "transform_tagged", "transform_text"]
+__all__ = ["check_seed", "example_rng", "transform_answer", "transform_tagged", "transform_text"]
 
 Protect = Callable[[Sequence[str]], list[bool]]
 _DEFAULT = Protection()
@@ -54,7 +54,7 @@ def example_rng(seed: int, epoch: int, index: int, salt: int = 0) -> np.random.G
     """
     for name, value in (("seed", seed), ("epoch", epoch), ("index", index), ("salt", salt)):
         if not 0 <= value <= _WORD:
-            raise ValueError(f"{name} must be a whole number of 64 bits from 0 on, got {value!r}")
+            _refuse(name, value)
     bits = np.random.Philox(_NO_SEED)
     # Draws count up the lowest of the counter's four words. Set so, and not by the constructor's
     # `key`, for which numpy asks the system for an entropy that is not used.
@@ -68,6 +68,20 @@ def example_rng(seed: int, epoch: int, index: int, salt: int = 0) -> np.random.G
     }
     bits.state = state
     return np.random.Generator(bits)
+
+
+def check_seed(seed: int) -> None:
+    """Check that `example_rng` can draw by a seed.
+
+    Raises:
+        ValueError: it is negative or has more than 64 bits.
+    """
+    if not 0 <= seed <= _WORD:
+        _refuse("seed", seed)
+
+
+def _refuse(name: str, value: object) -> None:
+    raise ValueError(f"{name} must be a whole number of 64 bits from 0 on, got {value!r}")
 
 
 def transform_text(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lmkit.callbacks import UDACallback
 from lmkit.datamodules import (
@@ -25,6 +26,7 @@ from lmkit.transforms import (
 from tests import task_files, tiny
 from tests.cases import make_trainer, named
 
+HALF = {"strength": 0.5}
 DELETE = [{"class_path": "RandomDeletion", "init_args": {"rate": 0.4}}]
 
 
@@ -107,6 +109,10 @@ def test_no_strength_is_no_change_and_a_ramp_rises(make):
         epochs.append(int(batch["attention_mask"].sum()))
     usual = sum(len(ids) for number, (ids,) in plain.items() if number < 8)
     assert epochs[0] == usual > epochs[1] > epochs[2]
+    # Ten epochs of two batches: the second one is a ninth of the way.
+    ramp.trainer = make_trainer(max_epochs=-1, max_steps=20, limit_train_batches=2)
+    assert ramp.train_dataloader().collate.epochs == 10
+    ramp.trainer = trainer
     trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = -1, -1
     with pytest.raises(ValueError, match="give the trainer max_epochs"):
         ramp.train_dataloader()
@@ -134,6 +140,53 @@ def test_copies_train_beside_their_examples(make):
     assert rows(other.train_dataloader(), "labels") != after
     assert len(rows(data.val_dataloader())) == len(rows(plain.val_dataloader()))
     assert data.fixed_rows and not make(transforms=DELETE).fixed_rows
+    # What a teacher says of the copies of one seed is not said of those of another.
+    assert data.rows_fingerprint("train") == again.rows_fingerprint("train")
+    assert data.rows_fingerprint("train") != other.rows_fingerprint("train")
+
+
+def test_changed_validation_rows_have_no_numbers_to_be_kept_under(make):
+    data = make(transforms=DELETE, transform_options={"splits": ["val"]})
+    assert rows(data.every_row("train")) == rows(data.train_dataloader())
+    with pytest.raises(ValueError, match=r"transforms change the rows of val .* out of splits"):
+        data.every_row("val")
+
+
+def test_a_run_does_not_go_on_with_other_copies(make):
+    first = make(transforms=DELETE, augmentations_per_example=1)
+    fitting = make_trainer()
+    fitting.state.fn = TrainerFn.FITTING
+    for options in ({"augmentations_per_example": 2}, {"transforms": "RandomSwap"}):
+        other = make(**{"transforms": DELETE, "augmentations_per_example": 1, **options})
+        other.trainer = fitting
+        with pytest.raises(ValueError, match=r"cannot resume: .* augmentations_per_example was ch"):
+            other.load_state_dict(first.state_dict())
+    same = make(transforms=DELETE, augmentations_per_example=1)
+    same.trainer = fitting
+    same.load_state_dict(first.state_dict())
+    drawn = make(transforms=DELETE)
+    drawn.trainer = fitting
+    with pytest.warns(UserWarning, match=r"transforms was changed from RandomDeletion\(rate=0.4\)"):
+        drawn.load_state_dict(make(transforms=DELETE, transform_options=HALF).state_dict())
+
+
+def test_copies_that_are_their_examples_are_left_out(make):
+    for files, cls in (
+        (task_files.labelled_texts, SequenceClassificationDataModule),
+        (task_files.tagged_words, TokenClassificationDataModule),
+        (task_files.questions, QuestionAnsweringDataModule),
+    ):
+        more = {"doc_stride": 8, "max_question_length": 10} if files is task_files.questions else {}
+        plain = make(files, cls, **more)
+        none = {"transforms": DELETE, "augmentations_per_example": 3, **more}
+        data = make(files, cls, transform_options={"strength": 0.0}, **none)
+        assert data.row_count() == plain.row_count() < make(files, cls, **none).row_count()
+
+
+def test_a_seed_that_cannot_draw_is_told_before_the_training(make):
+    for options in ({}, {"augmentations_per_example": 1}):
+        with pytest.raises(ValueError, match="seed must be a whole number of 64 bits from 0 on"):
+            make(transforms=DELETE, seed=-1, **options).train_dataloader()
 
 
 def test_pairs_are_changed_on_both_sides(make):
@@ -311,6 +364,18 @@ def test_objects_become_plain_data():
         ({"transforms": DELETE, "transform_options": {"protect": {"name": True}}}, "name"),
         ({"transforms": DELETE, "transform_options": {"splits": "train"}}, "must be a list"),
         ({"transforms": DELETE, "transform_options": {"splits": ["dev"]}}, "train, val, test"),
+        ({"transforms": DELETE, "transform_options": {"splits": 3}}, "must be a list"),
+        ({"transforms": DELETE, "transform_options": {"splits": [["train"]]}}, "got .'train'."),
+        ({"transforms": DELETE, "transform_options": ["view"]}, "must be a dictionary"),
+        ({"transforms": DELETE, "transform_options": {"protect": None}}, "protect must be a dict"),
+        ({"transforms": DELETE, "transform_options": {"strength": "0.5"}}, "must be a number"),
+        ({"transforms": DELETE, "transform_options": {"strength": None}}, "must be a number"),
+        ({"transforms": DELETE, "transform_options": {"strength": [0, 1]}}, "must be a number"),
+        ({"transforms": DELETE, "transform_options": {"strength": True}}, "must be a number"),
+        (
+            {"transforms": DELETE, "transform_options": {"protect": {"words": [False, "film"]}}},
+            "words must be a list of strings, got False; YAML reads no",
+        ),
         ({"transforms": ["Deletion"]}, "there is no 'Deletion'"),
         (
             {

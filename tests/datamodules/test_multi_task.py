@@ -170,6 +170,35 @@ def test_annealing_knows_how_long_the_run_is(tmp_path):
         loader_of(tmp_path, "topic", "ner", trainer=trainer_of(max_epochs=-1), sampling="annealed")
 
 
+def test_a_strength_grows_over_the_own_epochs_of_a_task(tmp_path):
+    """60 rows in batches of 4 are 15 turns; each task has half of 40 batches in each epoch."""
+    specs = data_specs(tmp_path, "topic", "ner")
+    specs["topic"]["init_args"] |= {
+        "transforms": "RandomDeletion",
+        "transform_options": {"strength": {"start": 0.0, "stop": 1.0}},
+    }
+    tiny.tokenizer_folder(tmp_path / "t")
+    for sampling, length, turns in (
+        ("round_robin", {"max_epochs": 3}, 60),
+        ("round_robin", {"max_steps": 80}, 40),
+        ("round_robin", {"max_epochs": 3, "limit_train_batches": 10}, 15),
+    ):
+        data = MultiTaskDataModule(
+            specs,
+            tokenizer=str(tmp_path / "t"),
+            max_length=48,
+            batch_size=4,
+            seed=3,
+            sampling=sampling,
+            epoch_batches=40,
+        )
+        data.trainer = trainer_of(**length)
+        data.prepare_data()
+        data.setup("fit")
+        collate = data.train_dataloader().collate.parts[0].collate
+        assert collate.epochs == -(-turns // 15)
+
+
 def test_sizes_are_those_of_the_training_examples(tmp_path):
     _, loader = loader_of(tmp_path, "topic", "qa", cap=50)
     assert loader.plan.schedule.sizes == (60.0, 74.0)  # 60 questions in 74 rows
