@@ -120,9 +120,10 @@ def back_translate(
         How many rows were read, translated, written and dropped, and why.
 
     Raises:
-        ValueError: an argument lies outside its range; a file is empty or broken, or has no such
-            column; a model is no encoder-decoder; a command fails or writes another number of
-            lines; no translation is left; or `OUTPUT.partial` was begun otherwise.
+        ValueError: an argument lies outside its range; the output does not end in `.jsonl`, or is a
+            folder; a file is empty or broken, or has no such column; a model is no encoder-decoder;
+            a command fails or writes another number of lines; no translation is left; or
+            `OUTPUT.partial` was begun otherwise.
         FileExistsError: the output is there already.
         BusyError: another process writes the same output.
 
@@ -145,6 +146,10 @@ def back_translate(
     found = expand_files([Path(name) for name in names], "files")
     if target.resolve() in {path.resolve() for path in found}:
         raise ValueError(f"the output {target} is one of the files; give another name")
+    if target.suffix not in (".jsonl", ".json"):
+        raise ValueError(f"the output {target} must end in .jsonl: what is written are JSON lines")
+    if target.is_dir():
+        raise ValueError(f"the output {target} is a folder; give the name of a file")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} is there already; give another output or overwrite it")
     check_device(device)

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torchmetrics.functional.text import chrf_score
+from tqdm import tqdm
 
 from .modules.sentence_vectors import SentenceVectors
 
 __all__ = ["Made", "filter_translations"]
+
+# Pairs between two moves of the progress bar; chrF takes some 30 milliseconds for a long sentence.
+_AT_ONCE = 64
 
 
 class Made(NamedTuple):
@@ -72,10 +76,15 @@ def _similarities(pairs: Sequence[tuple[str, str]], encoder: SentenceVectors | N
     if not pairs:
         return []
     if encoder is None:
-        originals = [[before] for before, _ in pairs]
-        written = [after for _, after in pairs]
-        _, each = chrf_score(written, originals, return_sentence_level_score=True)
-        return [float(value) for value in each.flatten()]
+        values = []
+        bar = tqdm(range(0, len(pairs), _AT_ONCE), desc="comparing", disable=None)
+        for first in bar:
+            some = pairs[first : first + _AT_ONCE]
+            originals = [[before] for before, _ in some]
+            written = [after for _, after in some]
+            _, each = chrf_score(written, originals, return_sentence_level_score=True)
+            values += each.flatten().tolist()
+        return values
     distinct = list(dict.fromkeys(text for pair in pairs for text in pair))
     vectors, place = encoder(distinct), {text: at for at, text in enumerate(distinct)}
     return [float(vectors[place[a]] @ vectors[place[b]]) for a, b in pairs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from .datamodules.text_rows import guess_column
 __all__ = ["read_rows", "row_lines"]
 
 _ADDED = ("source_index", "similarity")
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def read_rows(
@@ -46,6 +48,12 @@ def read_rows(
                     f"{place}: the value of {column!r} is "
                     f"{type(record.values[column]).__name__}, not a string. Correct the line"
                 )
+            for name, value in record.values.items():
+                if isinstance(value, str) and _HALF.search(value):
+                    raise ValueError(
+                        f"{place}: the value of {name!r} has half of a character (a surrogate), "
+                        "which no file can hold. Correct the line"
+                    )
             if clash := next((name for name in _ADDED if name in record.values), None):
                 raise ValueError(
                     f"{place}: there is a column {clash!r} already, which back-translation adds; "

@@ -125,14 +125,13 @@ class CommandTranslator:
         if done.returncode:
             raise ValueError(f"the command {name} failed with code {done.returncode}{said}")
         try:
-            written = done.stdout.decode().removesuffix("\n").split("\n")
+            written = done.stdout.decode().removesuffix("\n").split("\n") if done.stdout else []
         except UnicodeDecodeError as error:
             raise ValueError(f"the command {name} writes no UTF-8: {error}{said}") from error
         if len(written) != len(texts):
-            count = len(written) if done.stdout else 0
             raise ValueError(
-                f"the command {name} was given {len(texts)} lines and wrote {count}; it has to "
-                f"write one for each{said}"
+                f"the command {name} was given {len(texts)} lines and wrote {len(written)}; it has "
+                f"to write one for each{said}"
             )
         return [line.strip() for line in written]
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torchmetrics.functional.text import chrf_score
 from torchmetrics.text import CHRFScore
 from transformers import AutoModel, BertConfig, BertModel
 
@@ -303,6 +304,9 @@ def test_two_passes_do_not_write_the_same_journal(tmp_path: Path) -> None:
         ("text\none\n", {"there": "./nowhere"}, "nowhere"),
         ("text\none\n", {"device": "tpuu"}, "device must be one that is here, such as cpu"),
         ("text\none\n", {"output": "a.csv"}, "is one of the files"),
+        ("text\none\n", {"output": "b.csv"}, "b.csv must end in .jsonl"),
+        ("text\none\n", {"output": "b.jsonl.gz"}, "must end in .jsonl"),
+        ("text\none\n", {"there": ["true"]}, "command true was given 1 lines and wrote 0"),
     ],
 )
 def test_bad_input_is_answered_in_plain_words(
@@ -312,6 +316,30 @@ def test_bad_input_is_answered_in_plain_words(
     with pytest.raises(ValueError, match="(?s)" + message):
         back_translate("a.csv", **{"output": "b.jsonl", "there": same, "back": more} | options)
     assert not Path("b.jsonl").exists() and not Path("b.jsonl.partial").exists()
+
+
+def test_half_of_a_character_is_named_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two", "note": "\\ud83d"}\n')
+    with pytest.raises(ValueError, match=r"line 2: the value of 'note' has half of a character"):
+        back_translate("a.jsonl", "b.jsonl", same, more)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_a_folder_is_no_output(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n")
+    (tmp_path / "b.jsonl").mkdir()
+    with pytest.raises(ValueError, match=r"b.jsonl is a folder"):
+        back_translate("a.txt", "b.jsonl", same, more, overwrite=True)
+
+
+def test_many_pairs_are_compared_as_one_by_one() -> None:
+    texts = [f"the cat {number} sat on the mat" for number in range(150)]
+    made = [Made(row, 0, text.replace("sat", "lay")) for row, text in enumerate(texts)]
+    kept, _ = filter_translations(texts, made, None, 0.0, (0.5, 2.0))
+    assert len(kept) == 150
+    for each in kept[::40]:
+        alone = chrf_score([each.text], [[texts[each.row]]])
+        assert each.similarity == pytest.approx(float(alone), abs=1e-6)
 
 
 def test_what_cannot_translate_is_refused(tmp_path: Path) -> None:
