@@ -76,7 +76,7 @@ def _similarities(pairs: Sequence[tuple[str, str]], encoder: SentenceVectors | N
     if not pairs:
         return []
     if encoder is None:
-        values = []
+        values: list[float] = []
         bar = tqdm(range(0, len(pairs), _AT_ONCE), desc="comparing", disable=None)
         for first in bar:
             some = pairs[first : first + _AT_ONCE]

@@ -280,9 +280,10 @@ def _write_tokenizer(module: LMModule, folder: Path, target: Path) -> None:
     if longest is not None and tokenizer.model_max_length > longest:
         # So that `truncation=True` cuts a text to what the network has positions for.
         tokenizer.model_max_length = longest
-    if knows_types(module.network) and "token_type_ids" not in tokenizer.model_input_names:
-        # Without them transformers takes both texts of a pair for the first.
-        tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
+    # With types plain transformers tells two texts apart, or looks them up among GPT-2's words.
+    types = ["token_type_ids"] if knows_types(module.network) else []
+    others = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+    tokenizer.model_input_names = [*others, *types]
     tokenizer.save_pretrained(folder)
 
 

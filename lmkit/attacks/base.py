@@ -126,9 +126,8 @@ class Attack(ABC):
                 has several labels per text, is a regression, or has no tokenizer; a function
                 returns no probabilities; similarity is the module's own and there is none.
         """
-        for name, given in (("texts", texts), ("pairs", pairs or [])):
-            if isinstance(given, str) or not all(isinstance(text, str) for text in given):
-                raise TypeError(f"{name} must be a list of strings")
+        texts, labels = _strings("texts", texts), list(labels)
+        pairs = None if pairs is None else _strings("pairs", pairs)
         if not texts or len(texts) != len(labels):
             raise ValueError(
                 f"an attack takes texts and one label for each, got {len(texts)} texts and "
@@ -200,3 +199,11 @@ def _before(second: str, text: str) -> Asked:
 
 def _behind(first: str, text: str) -> Asked:
     return first, text
+
+
+def _strings(name: str, given: Sequence[str]) -> list[str]:
+    """Return texts as a list; they may be an array or a column of a table."""
+    made = [] if isinstance(given, str) else list(given)
+    if isinstance(given, str) or not all(isinstance(text, str) for text in made):
+        raise TypeError(f"{name} must be a list of strings")
+    return made

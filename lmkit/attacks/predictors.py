@@ -151,7 +151,13 @@ class Predictor:
             given = self._function(*([column[place] for place in batch] for column in columns))
             if isinstance(given, torch.Tensor):
                 given = given.detach().cpu().double()
-            rows = np.asarray(given, dtype=np.float64)
+            try:
+                rows = np.asarray(given, dtype=np.float64)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    "the predictor has to return probabilities, numbers of the shape [texts, "
+                    f"classes], and returned {given!r:.80}"
+                ) from error
             if rows.ndim != 2 or len(rows) != len(batch):
                 raise ValueError(
                     f"the predictor was given {len(batch)} texts and returned numbers of the shape "

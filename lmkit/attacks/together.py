@@ -37,7 +37,7 @@ class SimilarityTo:
     """Cosines of texts with an original each, all vectors of one call computed together.
 
     Args:
-        encoder: from texts to vectors of length 1, `[N, H]`, such as `SentenceVectors`.
+        encoder: from texts to vectors, `[N, H]`, such as `SentenceVectors`.
     """
 
     def __init__(self, encoder: Callable[[Sequence[str]], Tensor]) -> None:
@@ -48,7 +48,10 @@ class SimilarityTo:
         originals = {ask.original for ask in asked}
         texts = dict.fromkeys(text for ask in asked for text in (ask.original, *ask.texts))
         new = [cast(str, text) for text in texts if text not in self._originals]
-        vectors = torch.as_tensor(self._encoder(new)).double().cpu() if new else torch.empty(0)
+        vectors = torch.empty(0)
+        if new:
+            made = torch.as_tensor(self._encoder(new)).detach().double().cpu()
+            vectors = torch.nn.functional.normalize(made, dim=-1)
         known: dict[Asked, Tensor] = {**self._originals, **dict(zip(new, vectors, strict=True))}
         # Of the texts only the originals are asked for again, and only while they are attacked.
         self._originals = {text: known[text] for text in originals}

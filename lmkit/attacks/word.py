@@ -108,6 +108,9 @@ class WordAttack(Attack):
         self._table: Candidates | None = None
         if isinstance(self.source, Mapping):
             table = self.source
+            for word, others in table.items():
+                if isinstance(others, str) or not all(isinstance(each, str) for each in others):
+                    raise TypeError(f"source must have lists of words, has {others!r} for {word!r}")
             self._table = Candidates(lambda word: table.get(word, []))
         elif _has_candidates(self.source):
             pass  # found when it is needed, for it may read files

@@ -16,7 +16,7 @@ from ..modules import LMModule
 from ..modules.scores import Scores
 from ..types import Batch, Objective, StepOutput
 from .adversary import Adversary
-from .divergences import Divergence, divergence, labelled_factor, total_items
+from .divergences import Divergence, divergence, labelled_factors, task_of, total_items
 from .extra_passes import run_stream
 from .perturbed_embedding import Move, PerturbedEmbedding, embedding_layers
 from .random_streams import Streams
@@ -39,6 +39,8 @@ class Seen(NamedTuple):
 
 
 _predicts: ContextVar[bool] = ContextVar("predicts", default=False)
+# Whether the result of a pass has another comparison in it, which counts rows without a label.
+_counted: ContextVar[bool] = ContextVar("counted", default=False)
 
 
 @contextmanager
@@ -56,7 +58,7 @@ class ConsistencyCallback(Callback):
 
     Wraps the objective in a training step: $\frac{1}{N} \sum_i (c\, \ell_i + \lambda d_i)$ with the
     own losses $\ell_i$, the divergences $d_i$ of all items, also of those without a label, and $c$
-    of `labelled_factor`. So batches of an accumulation window and of all ranks add up. Evaluation
+    of `labelled_factors`. So batches of an accumulation window and of all ranks add up. Evaluation
     is as ever. Behind the passes torch's generators stand where the first one has left them.
 
     For every module of lmkit that has `scores`; rows of `unlabelled_file` take part.
@@ -91,7 +93,10 @@ class ConsistencyCallback(Callback):
         self._module: LMModule | None = None
         #: Begins the numbers of texts, where a batch has no index.
         self.offset = 0
+        self._factors: dict[str, float] = {}
         self._factor = 1.0
+        #: Whether there is another comparison inside of this one.
+        self.is_outer = False
 
     # What a subclass is.
 
@@ -169,7 +174,9 @@ class ConsistencyCallback(Callback):
             others: further passes whose own losses count, each with its weight.
             first_weight: of the own loss of the first pass.
         """
-        first, items = seen.output, total_items(self.module, seen.output, seen.scores)
+        first, items = seen.output, seen.output.items.detach().float()
+        if not self.is_outer:
+            items = total_items(self.module, first, seen.scores)
         count = items.clamp(min=1e-12)
         loss = weight * each.sum() / count
         for output, share in ((first, first_weight), *others):
@@ -218,7 +225,7 @@ class ConsistencyCallback(Callback):
         self._release()
         module = cast(LMModule, pl_module)
         data = getattr(trainer, "datamodule", None)
-        self._module, self._factor = module, labelled_factor(module, data)
+        self._module, self._factors = module, labelled_factors(module, data)
         if self.changes_embeddings:
             how = self.embedding_name, self.ignore_ids
             self.embedding = PerturbedEmbedding(module, data, *how)
@@ -251,16 +258,24 @@ class ConsistencyCallback(Callback):
         if _predicts.get():
             return objective(batch)
         before = Streams.now(self.module.device)
+        _counted.set(False)
         if self.adversary is None:
             output = objective(batch)
         else:
             self.adversary.begin(self.stream)
             output = self.run(objective, batch, self.adversary.record)
+        self.is_outer = _counted.get()
         seen = Seen(output, self.module.scores(output, batch), before)
+        self._factor = 1.0 if self.is_outer else self._factors[task_of(self.module, batch)]
+        _counted.set(True)
         if self.is_idle:
             return self.joined(seen, torch.zeros(1, device=self.module.device), 0.0)
-        after = Streams.now(self.module.device)
-        result = self.compare(objective, batch, seen)
+        after, again = Streams.now(self.module.device), self.module.is_further_pass
+        self.module.is_further_pass = True
+        try:
+            result = self.compare(objective, batch, seen)
+        finally:
+            self.module.is_further_pass = again
         after.restore()
         if self.adversary is not None:
             self.adversary.begin(0)

@@ -15,10 +15,12 @@ from ..functional.consistency import (
 )
 from ..modules import LMModule
 from ..modules.distillation_metrics import distance_of
+from ..modules.multi_task import MultiTaskModule
 from ..modules.scores import Scores
-from ..types import IGNORE_INDEX, StepOutput
+from ..modules.task_batches import parts_of
+from ..types import IGNORE_INDEX, Batch, StepOutput
 
-__all__ = ["Divergence", "divergence", "labelled_factor", "total_items"]
+__all__ = ["Divergence", "divergence", "labelled_factors", "task_of", "total_items"]
 
 Divergence = Literal["symmetric", "forward", "jensen_shannon"]
 
@@ -74,7 +76,7 @@ def total_items(module: LMModule, output: StepOutput, scores: Scores) -> Tensor:
     return items + (scores.valid & ~labelled).sum()
 
 
-def labelled_factor(module: LMModule, datamodule: Any) -> float:
+def labelled_factors(module: LMModule, datamodule: Any) -> dict[str, float]:
     """Return by what the labels' loss is multiplied so that it is a mean over labelled rows alone.
 
     Rows without a label share their batches with the others, and would dilute it otherwise.
@@ -82,9 +84,23 @@ def labelled_factor(module: LMModule, datamodule: Any) -> float:
     Args:
         module: whose own loss may see to that, as distillation does.
         datamodule: of the run, or `None`.
+
+    Returns:
+        By task; of a module of one task under "".
     """
+    if isinstance(module, MultiTaskModule):
+        data = getattr(datamodule, "tasks", {})
+        return {n: labelled_factors(t, data.get(n))[""] for n, t in module.tasks.items()}
     bare = int(getattr(datamodule, "unlabelled_rows", 0))
     if not bare or type(module).uses_unlabelled:
-        return 1.0
+        return {"": 1.0}
     rows = int(datamodule.row_count("train"))
-    return rows / max(1, rows - bare)
+    return {"": rows / max(1, rows - bare)}
+
+
+def task_of(module: LMModule, batch: Batch) -> str:
+    """Return the name of the task that a batch is of, as `labelled_factors` has it."""
+    if not isinstance(module, MultiTaskModule):
+        return ""
+    (name,) = parts_of(batch, list(module.tasks))
+    return name

@@ -96,9 +96,11 @@ class MixupCallback(Callback):
         """Wrap the step itself, inside of all other wrappers."""
         self._release()
         module = cast(SequenceClassificationModule, pl_module)
+        if getattr(getattr(trainer, "datamodule", None), "batch_size", 2) == 1:
+            raise ValueError("MixupCallback mixes texts of one batch: give a batch_size over 1")
         self._module = module
         self.embedding = PerturbedEmbedding(module, getattr(trainer, "datamodule", None))
-        self.embedding.attach()
+        self.embedding.attach(first=True)
         module.objective_wrappers.insert(0, self._objective)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -146,8 +148,7 @@ class MixupCallback(Callback):
             hooks.callback(keep.remove)
             if layer == 0:
                 hooks.enter_context(self._in_embeddings(batch, partner, share))
-                both = batch["attention_mask"] | batch["attention_mask"][partner]
-                first = objective({**batch, "attention_mask": both})
+                first = objective(_lengthened(batch, partner))
             else:
                 hooks.enter_context(self._in_layer(module, batch, partner, share, layer))
                 first = objective(batch)
@@ -236,3 +237,13 @@ def _union(mask: Any, partner: Tensor) -> Any:
     if mask.is_floating_point():
         return torch.maximum(mask, mask[partner])
     return mask | mask[partner]
+
+
+def _lengthened(batch: Batch, partner: Tensor) -> Batch:
+    """Let a text attend to all tokens of its partner, at whose places it has none of its own."""
+    real = batch["attention_mask"].bool()
+    made = {**batch, "attention_mask": batch["attention_mask"] | batch["attention_mask"][partner]}
+    # Some networks number positions by where there is padding, or end a text where it begins.
+    for name in {"input_ids", "token_type_ids"} & batch.keys():
+        made[name] = torch.where(real, batch[name], batch[name][partner])
+    return made

@@ -20,8 +20,9 @@ class MomentumWeights:
     Where units are removed in the middle of a fit, the average of what was cut begins anew.
 
     Args:
-        module: whose trainable weights are averaged; those that are frozen are shared.
-        state: averages of an earlier run, by name; those that are missing begin at the weights.
+        module: whose trainable weights are averaged; those that are frozen are shared, and those
+            that thaw later stay so.
+        state: averages of an earlier run, by name; then these are the ones that are averaged.
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
@@ -34,11 +35,11 @@ class MomentumWeights:
 
     def __init__(self, module: nn.Module, state: Mapping[str, Tensor] | None = None) -> None:
         self._runner = _Runner(module)
-        trained = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
         known = state or {}
         self.weights: dict[str, Tensor] = {
-            name: known[name].to(own, copy=True) if name in known else own.clone()
-            for name, own in trained.items()
+            name: known[name].to(own.detach(), copy=True) if known else own.detach().clone()
+            for name, own in module.named_parameters()
+            if (name in known if known else own.requires_grad)
         }
 
     def update(self, decay: float) -> None:

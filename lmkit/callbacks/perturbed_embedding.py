@@ -108,8 +108,9 @@ def special_ids(
         ignore_ids: further ids.
     """
     tokenizer = getattr(module, "tokenizer", None) or getattr(datamodule, "tokenizer", None)
-    found = set(getattr(tokenizer, "all_special_ids", ())) | set(ignore_ids or ())
-    if tokenizer is None:
+    known = getattr(tokenizer, "all_special_ids", None)
+    found = set(known or ()) | set(ignore_ids or ())
+    if known is None:
         for network in (m for m in module.modules() if isinstance(m, PreTrainedModel)):
             for name in ("pad", "bos", "eos", "cls", "sep", "mask", "decoder_start"):
                 value = getattr(network.config, f"{name}_token_id", None)
@@ -182,6 +183,7 @@ class PerturbedEmbedding:
         if isinstance(module, LMModule) and name is None:
             tasks = module.tasks.values() if isinstance(module, MultiTaskModule) else [module]
             self._gates = [task.network for task in tasks]
+        self._is_ours = isinstance(module, LMModule)
         self._inside = 0
         self._move: Move | None = None
         self._batch: Mapping[str, Any] | None = None
@@ -193,10 +195,12 @@ class PerturbedEmbedding:
         """The ids of tokens that stay as they are, int64 `[S]`."""
         return self._special
 
-    def attach(self) -> None:
-        """Hook into the layers."""
+    def attach(self, first: bool = False) -> None:
+        """Hook into the layers, perhaps before those that are hooked into them already."""
         self.detach()
-        self._handles = [layer.register_forward_hook(self._changed) for layer in self.layers]
+        self._handles = [
+            layer.register_forward_hook(self._changed, prepend=first) for layer in self.layers
+        ]
         for gate in self._gates:
             self._handles += [
                 gate.register_forward_pre_hook(self._entered),
@@ -237,7 +241,8 @@ class PerturbedEmbedding:
                 f"{type(layer).__name__} reads {ids.dtype} and no ids of tokens, so it is no "
                 "embedding of words; set embedding to the name of one"
             )
-        tokens = tokens_of(ids, self._batch, self._special, self._offset)
+        batch = _part_of(self._batch, ids) if self._is_ours else _plain_part(self._batch, ids)
+        tokens = tokens_of(ids, batch, self._special, self._offset)
         number, self.calls = self.calls, self.calls + 1
         rows = output.reshape(*tokens.free.shape[:2], output.shape[-1])
         return self._move(number, tokens, rows).reshape(output.shape)
@@ -247,6 +252,28 @@ class PerturbedEmbedding:
 
     def _left(self, *_: Any) -> None:
         self._inside -= 1
+
+
+def _part_of(batch: Mapping[str, Any] | None, ids: Tensor) -> Mapping[str, Any] | None:
+    """Return of a batch of several tasks the part that ids are of."""
+    for name in (name for name in batch or {} if name.endswith("/input_ids")):
+        if batch is not None and _is_same(ids, batch.get(name)):
+            prefix = name.removesuffix("input_ids")
+            return {k.removeprefix(prefix): v for k, v in batch.items() if k.startswith(prefix)}
+    return batch
+
+
+def _plain_part(batch: Mapping[str, Any] | None, ids: Tensor) -> Mapping[str, Any]:
+    """Return of a batch of another module what means the same everywhere: ids, padding, numbers."""
+    known: dict[str, Any] = {}
+    if batch is not None and _is_same(ids, batch.get("input_ids")):
+        known["input_ids"], mask = batch["input_ids"], batch.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.shape == known["input_ids"].shape:
+            # Where it is added to scores, what counts is 0 and the rest far below.
+            known["attention_mask"] = mask >= 0 if bool((mask < 0).any()) else mask > 0
+    if batch is not None and isinstance(index := batch.get("index"), Tensor) and index.dim() == 1:
+        known["index"] = index
+    return known
 
 
 def _is_same(ids: Tensor, other: Any) -> bool:

@@ -108,6 +108,8 @@ class UDACallback(ConsistencyCallback):
     ) -> None:
         if view not in VIEWS:
             raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
+        check_share("epsilon", epsilon, 0.0)
+        check_share("ratio", ratio, 0.0, 1.0)
         adversary = Adversary(epsilon) if view == "adversarial" else None
         super().__init__(adversary, embedding, ignore_ids)
         check_share("weight", weight, 0.0)
@@ -126,7 +128,7 @@ class UDACallback(ConsistencyCallback):
             self.view = CutoffView(kind, ratio)
         else:
             self.view = TokenDropoutView(ratio) if view == "token_dropout" else View()
-        self._total = 1
+        self._total, self._is_known = 1, False
 
     @property
     def is_idle(self) -> bool:
@@ -155,7 +157,7 @@ class UDACallback(ConsistencyCallback):
                 f"signal={self.signal!r} rises over the run, and the run has no end: set max_steps "
                 "of the Trainer, or leave signal out"
             )
-        self._total = max(1, total or 1)
+        self._total, self._is_known = max(1, total or 1), False
 
     def compare(self, objective: Objective, batch: Batch, seen: Seen) -> StepOutput:
         """Compare the prediction of the other view with that of the text."""
@@ -201,9 +203,25 @@ class UDACallback(ConsistencyCallback):
         every = numbers
         if module.trainer.world_size > 1:
             every = module.trainer.strategy.reduce(numbers.clone(), reduce_op="sum")
+        self._check_loss(seen, -likely.masked_fill(~has, 0.0).sum() / numbers[0].clamp(min=1))
         # Each rank's share of the mean over the items that count on all ranks.
         scale = every[0] / every[1].clamp(min=1)
         total = -likely.masked_fill(~counts, 0.0).sum()
         loss = scale * total / numbers[0].clamp(min=1)
         middle = threshold.masked_fill(~has, 0.0).sum() / has.sum().clamp(min=1)
         return seen.output._replace(loss=loss, items=numbers[0]), middle
+
+    def _check_loss(self, seen: Seen, plain: Tensor) -> None:
+        """Check at the first batch that what a signal anneals is all of the loss."""
+        if self._is_known or not seen.output.items:
+            return
+        self._is_known = True
+        loss = seen.output.loss.detach().float()
+        is_all = torch.isclose(loss, plain.detach().float(), rtol=0.01, atol=1e-4)
+        if self.is_outer or not is_all:
+            raise ValueError(
+                f"signal={self.signal!r} takes the cross-entropy of each item for the whole loss, "
+                f"which is {loss:.4g} in the first batch, and the cross-entropy {plain:.4g}: "
+                "another callback, a teacher or a weight has a part in it. List UDACallback before "
+                "other callbacks that compare predictions, or leave signal out"
+            )

@@ -13,8 +13,8 @@ def neighbours(rows: int, device: torch.device | None = None) -> Tensor:
     """Pair the rows of a batch: the first with the second, the third with the fourth, and so on.
 
     The rows of a batch are drawn at random, so neighbours are a random pair. Each row is the
-    partner of its own partner; the last of an odd number is its own. Pairs stay pairs where a batch
-    is cut into batches of even size.
+    partner of its own partner; the last of an odd number is its own. Pairs are those of one batch
+    of one rank: in a window of smaller batches they are other ones than in a large batch.
 
     Args:
         rows: how many.

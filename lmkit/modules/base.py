@@ -61,6 +61,7 @@ class LMModule(LightningModule):
     is_causal: ClassVar[bool] = False
     #: Whether rows without a label teach it something.
     uses_unlabelled: bool = False
+    is_further_pass: bool = False  # over a batch that was seen: what counts batches leaves it out
     build = staticmethod(build_network)  # a subclass may make its network otherwise
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
@@ -200,7 +201,7 @@ class LMModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss to be differentiated; asked for the same batch again, prepare it once."""
-        again = self._prepared is not None
+        again = self.is_further_pass = self._prepared is not None
         if self._prepared is None:
             self._guard.check_due(self)
             self._prepared = self.prepare(batch)

@@ -30,7 +30,7 @@ def step_logs(module: MultiTaskModule, outputs: Mapping[str, StepOutput]) -> dic
     """
     logs: dict[str, Tensor] = {}
     for name, output in outputs.items():
-        if module.training:
+        if module.training and not module.is_further_pass:
             module.last_losses[name] = output.loss.detach()
         logs |= {w if "/" in w else f"train/{name}/{w}": v for w, v in output.logs.items()}
     return {f"train/{name}/loss": loss for name, loss in module.last_losses.items()} | logs

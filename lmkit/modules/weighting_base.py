@@ -101,7 +101,8 @@ class LossWeighting(nn.Module):
         part[0, chosen], part[1, chosen] = losses, torch.ones_like(losses)
         if self._module[0].trainer.world_size > 1:
             part = self._module[0].trainer.strategy.reduce(part, reduce_op="sum")
-        self.window += part
+        if not getattr(self._module[0], "is_further_pass", False):
+            self.window += part
         return part[0, chosen] / part[1, chosen]
 
     def find_regressions(self, names: Sequence[str]) -> None:

@@ -169,6 +169,21 @@ def test_what_is_no_predictor_or_label_is_refused() -> None:
         attack.run(module, ["a"], [0])
 
 
+def test_texts_may_be_an_array_and_vectors_of_any_length_with_a_graph() -> None:
+    bag, table = Bag({"good": 1.0}, bias=-0.5), {"good": ("fair",)}
+    vectors = torch.full((1, 2), 3.0, requires_grad=True)
+    attack = WordAttack(
+        table, max_changed=1.0, similarity=lambda texts: vectors.expand(len(texts), 2)
+    )
+    made = attack.run(bag, np.array(["a good film"]), np.array([1]))  # type: ignore[arg-type]
+    assert made.results[0].adversarial == "a fair film"
+    assert made.results[0].similarity == pytest.approx(1.0)
+    with pytest.raises(TypeError, match=r"has 'bad' for 'good'"):
+        WordAttack({"good": "bad"})
+    with pytest.raises(ValueError, match=r"numbers of the shape .* and returned \[\{'label'"):
+        attack.run(lambda texts: [{"label": "x", "score": 0.9} for _ in texts], ["a"], [0])
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -50,10 +50,11 @@ class Plain(LightningModule):
                 num_labels=3,
             )
         ).train()
-        for part in self.model.modules():
-            if isinstance(part, nn.LayerNorm):
-                # Above 1 the next number of float32 is 1.2e-7 away, which is more than is allowed.
-                nn.init.constant_(part.weight, 0.9)
+        # Above one half the next number of float32 is 6e-8 away, of which the roundings of four
+        # steps, which differ by processor, make more than is allowed.
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.clamp_(-0.45, 0.45)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}

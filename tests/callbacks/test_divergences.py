@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import kl_div
 
-from lmkit.callbacks.divergences import divergence, labelled_factor, total_items
+from lmkit.callbacks.divergences import divergence, labelled_factors, task_of, total_items
 from lmkit.modules import DistillationModule, SequenceClassificationModule
 from lmkit.modules.scores import Scores
 from lmkit.types import StepOutput
+from tests.several_tasks import make_module
 
 VALID = torch.tensor([True, True, False, True])
 
@@ -77,11 +78,22 @@ def test_distillation_counts_them_itself():
     output = StepOutput(torch.tensor(1.0), torch.tensor(4.0), None)
     labels = torch.tensor([1, -100, -100, -100])
     assert total_items(module, output, scores("classes", drawn(4, 3), labels)).item() == 4.0
-    assert labelled_factor(module, SimpleNamespace(unlabelled_rows=5)) == 1.0
+    assert labelled_factors(module, SimpleNamespace(unlabelled_rows=5)) == {"": 1.0}
 
 
 def test_labels_weigh_as_much_as_if_they_were_alone():
     module = SequenceClassificationModule({"model_type": "bert"})
     data = SimpleNamespace(unlabelled_rows=30, row_count=lambda split: 40)
-    assert labelled_factor(module, data) == 4.0
-    assert labelled_factor(module, None) == labelled_factor(module, SimpleNamespace()) == 1.0
+    assert labelled_factors(module, data) == {"": 4.0}
+    assert (
+        labelled_factors(module, None) == {"": 1.0} == labelled_factors(module, SimpleNamespace())
+    )
+
+
+def test_each_of_several_tasks_has_a_factor_of_its_own():
+    module = make_module("topic", "ner")
+    bare = SimpleNamespace(unlabelled_rows=30, row_count=lambda split: 40)
+    data = SimpleNamespace(tasks={"topic": bare, "ner": SimpleNamespace(unlabelled_rows=0)})
+    assert labelled_factors(module, data) == {"topic": 4.0, "ner": 1.0}
+    batch = {"input_ids": torch.ones(2, 3), "task": torch.tensor([1, 1])}
+    assert task_of(module, batch) == "ner" and task_of(module.tasks["ner"], batch) == ""

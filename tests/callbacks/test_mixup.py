@@ -4,11 +4,15 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from lmkit.callbacks import CutoffCallback, FGMCallback, VATCallback
 from lmkit.callbacks.mixup import MixupCallback
 from lmkit.callbacks.r_drop import RDropCallback
 from lmkit.functional.mixing import neighbours
-from tests.callbacks.fitted import fit_task, same
+from lmkit.modules import SequenceClassificationModule
+from tests import tiny
+from tests.callbacks.fitted import BY_NAME, fit_task, same
 from tests.callbacks.one_step import differences, one_step
+from tests.cases import make_trainer
 
 TASK = "sequence_classification"
 
@@ -77,6 +81,8 @@ def test_of_labels_of_any_number_and_of_values_both_are_mixed(tmp_path):
 
     def run(ids, types, mask):
         partner = neighbours(len(ids))
+        # Behind its own end a text has its partner's tokens, and which text these are of.
+        types = torch.where(mask.bool(), types, types[partner])
         real = mask.bool().unsqueeze(-1)
         words = step.module.network.bert.embeddings.word_embeddings(ids) * real
         both = mask | mask[partner]
@@ -146,6 +152,46 @@ def test_it_is_the_innermost_of_several_whatever_their_order(tmp_path):
         )
     ]
     assert same(*made)
+
+
+@pytest.mark.parametrize("kind", [FGMCallback, CutoffCallback, VATCallback])
+def test_what_moves_embeddings_moves_mixed_ones_whatever_their_order(kind, tmp_path):
+    made = [
+        fit_task(TASK, tmp_path / str(n), *callbacks)[0]
+        for n, callbacks in enumerate([(MixupCallback(1.0), kind()), (kind(), MixupCallback(1.0))])
+    ]
+    assert same(*made)
+
+
+def test_a_longer_partner_s_tokens_have_positions(tmp_path):
+    """RoBERTa numbers tokens by where there is padding, for which it has a position of its own."""
+    seen, longer = [], []
+
+    class Look(MixupCallback):
+        def on_train_start(self, trainer, pl_module):
+            super().on_train_start(trainer, pl_module)
+            table = pl_module.network.roberta.embeddings.position_embeddings
+            table.register_forward_hook(lambda m, ids, out: seen.append(ids[0]))
+
+        def mixed(self, objective, batch, share, layer):
+            mask = batch["attention_mask"]
+            both = (mask | mask[neighbours(len(mask))]).bool()
+            there = both & (batch["index"] >= 0).unsqueeze(
+                1
+            )  # a row that fills a batch has no text
+            result = super().mixed(objective, batch, share, layer)
+            assert (seen[-1][there] > 0).all() and (seen[-1][~both] == 0).all()
+            longer.append(bool((both & ~mask.bool()).any()))
+            return result
+
+    module = SequenceClassificationModule({**tiny.MASKED["roberta"]})
+    make_trainer(Look(1.0), max_steps=4).fit(module, BY_NAME[TASK].make_data(tmp_path))
+    assert len(seen) == 4 and any(longer)
+
+
+def test_there_must_be_two_texts_in_a_batch(tmp_path):
+    with pytest.raises(ValueError, match="give a batch_size over 1"):
+        fit_task(TASK, tmp_path, MixupCallback(), data={"batch_size": 1})
 
 
 def test_nothing_is_left_on_the_module(tmp_path):

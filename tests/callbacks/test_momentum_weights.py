@@ -69,6 +69,17 @@ def test_it_comes_back_from_its_state():
     assert torch.equal(MomentumWeights(network, {}).weights["first.bias"], network.first.bias)
 
 
+def test_of_a_state_the_same_weights_are_averaged_whatever_thawed_since():
+    network = Net()
+    for parameter in network.first.parameters():
+        parameter.requires_grad_(False)
+    state = MomentumWeights(network).state_dict()
+    network.requires_grad_(True)
+    assert set(MomentumWeights(network, state).weights) == set(state) == {"second.weight"}
+    network.requires_grad_(False)
+    assert set(MomentumWeights(network, state).weights) == set(state)
+
+
 def test_a_weight_that_was_cut_begins_anew_and_one_that_is_gone_is_left_out():
     layer = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     average = MomentumWeights(layer)

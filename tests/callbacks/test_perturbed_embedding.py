@@ -16,6 +16,7 @@ from lmkit.surgery import NothingMatchedError
 from tests import tiny
 from tests.callbacks.fitted import BY_NAME
 from tests.callbacks.hand_loops import Plain, rows
+from tests.several_tasks import make_data, make_module
 
 SPECIAL = torch.tensor([0, 2, 3])
 
@@ -107,6 +108,69 @@ def test_special_ids_are_the_tokenizers_or_the_configs():
         tokenizer = tiny.tokenizer()
 
     assert special_ids(Plain(), Data(), None) == sorted(tiny.tokenizer().all_special_ids)
+    # One of another library does not say which are special.
+    module.tokenizer = tiny.tokenizer().backend_tokenizer
+    assert special_ids(module, None, None) == [0, 2, 3]
+
+
+def tokens_seen(module, batch, ids):
+    """What a technique is told of a call of the module's embedding layer."""
+    embedding, seen = PerturbedEmbedding(module), []
+    embedding.attach()
+
+    def look(number, tokens, embedded):
+        seen.append(tokens)
+        return embedded
+
+    with embedding.moved(look, batch):
+        embedding.layers[0](ids)
+    embedding.detach()
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"segment_ids": torch.zeros(2, 4, dtype=torch.long)},  # of BERT's first code: types
+        {"attention_mask": torch.tensor([[0.0, 0, 0, -1e4], [0.0] * 4])},
+        {"attention_mask": torch.tensor([[1.0, 1, 1, 0], [1.0] * 4])},
+        {"attention_mask": torch.ones(2, 4, 4)},
+        {"index": ["a", "b"]},
+    ],
+    ids=["segments", "added mask", "float mask", "square mask", "names"],
+)
+def test_entries_of_other_modules_are_not_taken_for_ours(entries):
+    ids = torch.tensor([[2, 7, 3, 0], [2, 8, 9, 3]])
+    mask = {"attention_mask": (ids > 0).long()}
+    usual = tokens_seen(Plain(), {"input_ids": ids, **mask}, ids)
+    assert usual.free.squeeze(-1).tolist() == [
+        [False, True, False, False],
+        [False, True, True, False],
+    ]
+    other = tokens_seen(Plain(), {"input_ids": ids, **mask, **entries}, ids)
+    for one, two in zip(usual, other, strict=True):
+        assert (one is None and two is None) or torch.equal(one, two)
+
+
+def test_of_a_batch_of_several_tasks_the_part_that_is_read_is_described(tmp_path):
+    module = make_module("topic", "ner")
+    data = make_data(tmp_path, "topic", "ner", batches="all")
+    data.prepare_data()
+    data.setup("fit")
+    module.tokenizer = data.tokenizer
+    module.configure_model()
+    batch = next(iter(data.train_dataloader()))
+    for name in ("topic", "ner"):
+        own = {k.removeprefix(f"{name}/"): v for k, v in batch.items() if k.startswith(name)}
+        expected = tokens_of(own["input_ids"], own, torch.tensor(data.tokenizer.all_special_ids))
+        embedding, seen = PerturbedEmbedding(module, data), []
+        embedding.attach()
+        embedding._entered()
+        with embedding.moved(lambda n, tokens, e, seen=seen: seen.append(tokens) or e, batch):
+            embedding.layers[0](own["input_ids"])
+        embedding.detach()
+        for one, two in zip(seen[0], expected, strict=True):
+            assert (one is None and two is None) or torch.equal(one, two)
 
 
 class Towers(LightningModule):

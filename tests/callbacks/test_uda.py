@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch.nn.functional import cross_entropy, kl_div
 
+from lmkit.callbacks import RDropCallback, VATCallback
 from lmkit.callbacks.uda import VIEWS, UDACallback
 from tests import tiny
 from tests.callbacks.fitted import fit_task, same
@@ -70,6 +72,7 @@ def test_labels_that_are_learned_do_not_count(signal, tmp_path):
 def test_where_all_labels_are_learned_they_add_nothing(tmp_path):
     class Sure(UDACallback):
         def compare(self, objective, batch, seen):
+            self._is_known = True  # the loss is that of other scores
             output, _ = self._annealed(
                 seen._replace(
                     scores=seen.scores._replace(
@@ -81,6 +84,49 @@ def test_where_all_labels_are_learned_they_add_nothing(tmp_path):
             return super().compare(objective, batch, seen)
 
     fit_task(TASK, tmp_path, Sure(signal="linear"))
+
+
+@pytest.mark.parametrize("task", [TASK, "token_classification", "question_answering"])
+def test_a_signal_is_for_a_loss_that_is_all_cross_entropy(task, tmp_path):
+    fit_task(task, tmp_path / "1", UDACallback(signal="linear"), RDropCallback())
+    with pytest.raises(
+        ValueError, match="another callback, a teacher or a weight has a part in it"
+    ):
+        fit_task(task, tmp_path / "2", RDropCallback(5.0), UDACallback(signal="linear"))
+
+
+def test_a_signal_beside_a_teacher_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="for the whole loss, which is"):
+        fit_task("distillation", tmp_path, UDACallback(signal="linear"))
+
+
+def test_options_of_other_views_are_checked_too():
+    with pytest.raises(ValueError, match="epsilon must be at least 0"):
+        UDACallback(epsilon=-1.0)
+    with pytest.raises(ValueError, match="ratio must lie in"):
+        UDACallback(view="dropout", ratio=7.0)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_of_several_comparisons_one_counts_texts_without_a_label(count, tmp_path):
+    more = tmp_path / "more.csv"
+    more.write_text("text\n" + "\n".join(tiny.sentences(60, seed=5)) + "\n")
+    how = {"module": {"dropout": 0.0, "learning_rate": 0.0}, "log_every_n_steps": 1, "max_steps": 3}
+    how["data"] = {"unlabelled_file": str(more), "batch_size": 8}
+    kinds = [
+        lambda: UDACallback(1e-9, view="dropout"),
+        lambda: RDropCallback(0.0),
+        lambda: VATCallback(1e-9),
+    ]
+    losses = []
+
+    class Keep(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            losses.append(float(trainer.logged_metrics["train/loss"]))
+
+    fit_task(TASK, tmp_path / "1", kinds[0](), Keep(), **how)
+    fit_task(TASK, tmp_path / "2", *(make() for make in kinds[:count]), Keep(), **how)
+    assert losses[:3] == pytest.approx(losses[3:], rel=1e-5)
 
 
 def test_texts_without_a_label_teach_and_labels_keep_their_weight(tmp_path):

@@ -533,3 +533,22 @@ def test_fresh_heads_are_said_by_task(tmp_path: Path, caplog: pytest.LogCaptureF
     MultiTaskModule(str(tmp_path), specs("topic", "ner")).configure_model()
     for name in ("topic", "ner"):
         assert f"task '{name}': {tmp_path} has no weights for classifier.bias" in caplog.text
+
+
+@pytest.mark.parametrize("callback", [FGMCallback, RDropCallback])
+def test_further_passes_over_a_batch_are_not_counted(callback: Any, tmp_path: Path) -> None:
+    """What tasks have lost, and how often they were seen, is that of plain training."""
+    seen: dict[str, Any] = {}
+
+    class Keep(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            losses = {name: float(loss) for name, loss in module.last_losses.items()}
+            found.append((losses, module.weighting.window.clone()))
+
+    for name, callbacks in (("plain", []), ("more", [callback()])):
+        found = seen.setdefault(name, [])
+        settings = {"weighting": "dwa", "dropout": 0.0, "learning_rate": 0.0}
+        fit(tmp_path / name, "topic", "ner", callbacks=[*callbacks, Keep()], module=settings)
+    for (plain, window), (more, other) in zip(seen["plain"], seen["more"], strict=True):
+        assert more == pytest.approx(plain, rel=1e-5)
+        assert torch.allclose(window, other, rtol=1e-5) and window[1].sum() > 0

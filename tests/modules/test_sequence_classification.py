@@ -149,6 +149,15 @@ def test_raw_pairs_are_read_as_the_data_are(make, model, tmp_path):
         assert theirs["score"] == pytest.approx(mine["score"], abs=1e-5)
 
 
+def test_an_export_has_types_of_texts_only_for_networks_that_know_them(fitted, tmp_path):
+    module, _, _ = fitted("gpt2", steps=3)
+    module.tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    export(module, tmp_path / "out")
+    pipe = transformers.pipeline("text-classification", str(tmp_path / "out"), device="cpu")
+    (theirs,) = pipe(["fox sings"])
+    assert theirs["score"] == pytest.approx(module("fox sings")["score"], abs=1e-5)
+
+
 @pytest.mark.parametrize("model", EVERY)
 def test_padding_and_company_do_not_change_logits(fitted, model):
     module, data, _ = fitted(model)
