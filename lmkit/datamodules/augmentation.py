@@ -22,6 +22,7 @@ from ..transforms import (
 )
 from ..transforms.apply import check_seed
 from ..transforms.arguments import check_rate
+from ..transforms.base import plain_data
 from .batch_plan import check_positive
 from .changed_batches import EXAMPLE, ChangedBatches
 from .example_table import ExampleTable
@@ -46,7 +47,7 @@ def plain_transforms(transforms: Any) -> Transforms:
     if transforms is None:
         return None
     listed = transforms if isinstance(transforms, list | tuple) else [transforms]
-    return [each.spec if isinstance(each, Transform) else each for each in listed]
+    return [plain_data(each) for each in listed]
 
 
 class Rewriter(NamedTuple):

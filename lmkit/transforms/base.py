@@ -18,7 +18,7 @@ from .changes import Change, perform
 from .edits import Edit
 from .labels import are_bio, entity_ids, tags_after
 
-__all__ = ["Transform", "Transformed", "WordTransform"]
+__all__ = ["Transform", "Transformed", "WordTransform", "plain_data"]
 
 
 class Transformed(NamedTuple):
@@ -106,7 +106,7 @@ class Transform(ABC):
         public = getattr(sys.modules[package], kind.__qualname__, None) is kind
         return {
             "class_path": f"{package if public else kind.__module__}.{kind.__qualname__}",
-            "init_args": {name: _plain_data(value) for name, value in self.arguments.items()},
+            "init_args": {name: plain_data(value) for name, value in self.arguments.items()},
         }
 
     def sources(self) -> dict[str, str]:
@@ -195,11 +195,12 @@ def _rebuild(kind: type[Transform], arguments: dict[str, Any]) -> Transform:
     return kind(**arguments)
 
 
-def _plain_data(value: Any) -> Any:
+def plain_data(value: Any) -> Any:
+    """Return what an argument holds with each transform in it as its `spec`."""
     if isinstance(value, Transform):
         return value.spec
     if isinstance(value, dict):
-        return {str(name): _plain_data(part) for name, part in value.items()}
+        return {str(name): plain_data(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain_data(part) for part in value]
+        return [plain_data(part) for part in value]
     return value

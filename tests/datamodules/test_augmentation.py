@@ -17,6 +17,7 @@ from lmkit.modules import SequenceClassificationModule, TokenClassificationModul
 from lmkit.transforms import (
     Edit,
     RandomDeletion,
+    Sometimes,
     Transform,
     Transformed,
     example_rng,
@@ -350,6 +351,11 @@ def test_objects_become_plain_data():
     data = SequenceClassificationDataModule(train_file="a.csv", transforms=[RandomDeletion(0.2)])
     assert data.hparams["transforms"] == [RandomDeletion(0.2).spec]
     assert data.augmentation.transform == RandomDeletion(0.2)
+    inside = {"class_path": "Sometimes", "init_args": {"transform": RandomDeletion(0.2)}}
+    data = SequenceClassificationDataModule(train_file="a.csv", transforms=inside)
+    (kept,) = data.hparams["transforms"]
+    assert kept["init_args"]["transform"] == RandomDeletion(0.2).spec
+    assert data.augmentation.transform == Sometimes(RandomDeletion(0.2))
 
 
 @pytest.mark.parametrize(
