@@ -270,7 +270,8 @@ def _plain_part(batch: Mapping[str, Any] | None, ids: Tensor) -> Mapping[str, An
         known["input_ids"], mask = batch["input_ids"], batch.get("attention_mask")
         if isinstance(mask, Tensor) and mask.shape == known["input_ids"].shape:
             # Where it is added to scores, what counts is 0 and the rest far below.
-            known["attention_mask"] = mask >= 0 if bool((mask < 0).any()) else mask > 0
+            is_added = mask.is_floating_point() and bool((mask < 0).any())
+            known["attention_mask"] = mask >= 0 if is_added else mask > 0
     if batch is not None and isinstance(index := batch.get("index"), Tensor) and index.dim() == 1:
         known["index"] = index
     return known
