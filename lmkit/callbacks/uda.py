@@ -203,7 +203,8 @@ class UDACallback(ConsistencyCallback):
         every = numbers
         if module.trainer.world_size > 1:
             every = module.trainer.strategy.reduce(numbers.clone(), reduce_op="sum")
-        self._check_loss(seen, -likely.masked_fill(~has, 0.0).sum() / numbers[0].clamp(min=1))
+        if not self._is_known:
+            self._check_loss(seen, -likely.masked_fill(~has, 0.0).sum() / numbers[0].clamp(min=1))
         # Each rank's share of the mean over the items that count on all ranks.
         scale = every[0] / every[1].clamp(min=1)
         total = -likely.masked_fill(~counts, 0.0).sum()
@@ -213,7 +214,7 @@ class UDACallback(ConsistencyCallback):
 
     def _check_loss(self, seen: Seen, plain: Tensor) -> None:
         """Check at the first batch that what a signal anneals is all of the loss."""
-        if self._is_known or not seen.output.items:
+        if not seen.output.items:
             return
         self._is_known = True
         loss = seen.output.loss.detach().float()
